@@ -1,0 +1,69 @@
+"""Arithmetic on arrays: pack, subtract, sum, apply and merge; NumPy (normative) and numba (fast), bit for bit equal.
+
+Knows arrays and dtypes, never files. `select_kernels` picks an implementation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from obm_format.errors import UsageError
+from obm_format.kernels.contract import (
+    Combine,
+    ExactOperand,
+    Kernels,
+    Operand,
+    SignOperand,
+    ValueOperand,
+    ZeroOperand,
+)
+from obm_format.kernels.reference import ReferenceKernels
+
+__all__ = [
+    "Combine",
+    "ExactOperand",
+    "Kernels",
+    "Operand",
+    "ReferenceKernels",
+    "SignOperand",
+    "ValueOperand",
+    "ZeroOperand",
+    "select_kernels",
+]
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+def select_kernels(threads: int | None = None, prefer: str | None = None) -> Kernels:
+    """The fastest kernels that this machine has, or those that were asked for.
+
+    Args:
+        threads: most threads per call, at least 1; None for as many as this process may use processors.
+        prefer: "numba" or "reference"; None for the environment variable `OBM_KERNELS`, else the fastest.
+
+    Raises:
+        UsageError: unknown name or number of threads (reason `usage`), or numba was asked for and is not installed
+            (`missing_dependency`).
+    """
+    if threads is not None and threads < 1:
+        raise UsageError("usage", "the number of threads must be positive", got=threads)
+    wanted = prefer or os.environ.get("OBM_KERNELS") or None
+    if wanted == "reference":
+        return ReferenceKernels()
+    if wanted not in (None, "numba"):
+        raise UsageError("usage", "unknown kernels", expected="numba or reference", got=wanted)
+    try:
+        from obm_format.kernels.cpu import NumbaKernels
+    # numba refuses to load where it finds no place for its cache, with a RuntimeError
+    except (ImportError, RuntimeError) as error:
+        if wanted:
+            raise UsageError(
+                "missing_dependency", f"numba cannot be used: {error}", hint="pip install 'obm-format[fast]'"
+            ) from error
+        if str(error) not in _told:
+            _told.add(str(error))
+            logger.info("using the slow NumPy kernels: %s", error)
+        return ReferenceKernels()
+    return NumbaKernels(threads)

@@ -1,0 +1,345 @@
+"""The fast kernels: compiled loops of `cpu_loops`, shared among threads of the call.
+
+Every call starts and ends its own threads and hands them contiguous runs of tiles, so it may itself be called from many
+threads, in forked children, and beside other thread pools (numba's own pool allows none of this everywhere). The
+division into tiles does not depend on the number of threads, and no result does. Source: `contract.Kernels`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from obm_format.kernels import cpu_loops as loops
+from obm_format.kernels.contract import (
+    Bits,
+    Bounds,
+    Combine,
+    ExactOperand,
+    Float64,
+    Operand,
+    SignOperand,
+    ValueOperand,
+    ZeroOperand,
+    check_groups,
+    check_operand,
+    check_operands,
+    check_output,
+    check_pair,
+    check_same_words,
+    check_weights,
+    combined_is_absent,
+)
+from obm_format.kernels.cpu_lanes import WORD
+from obm_format.kernels.reference import SUM_BLOCK, ReferenceKernels
+from obm_format.kernels.words import Float32, Words, cast
+from obm_format.model import DType
+
+_KINDS = {DType.F16: loops.F16, DType.BF16: loops.BF16, DType.F32: loops.F32}
+_COMBINES = {Combine.SUM: loops.SUM, Combine.MEAN: loops.MEAN, Combine.TIES: loops.TIES}
+_INLINE = 1 << 16  # elements below which threads cost more than they bring
+_SHARES = 4  # runs per thread, so that a slow core does not hold up the others
+_TABLE_WORTH = 32  # columns per entry from which on a table of shifts pays
+_ALL_COLUMNS = 1 << 60  # a group that no row of columns exceeds
+_NO_WEIGHTS = np.empty(0, np.float32)
+_Result = TypeVar("_Result")
+Int64 = npt.NDArray[np.int64]
+
+
+class NumbaKernels:
+    """`Kernels` compiled by numba for this processor.
+
+    Args:
+        threads: most threads per call; None for as many as this process may use processors.
+    """
+
+    name = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = max(1, threads if threads is not None else len(os.sched_getaffinity(0)))
+        self._reference = ReferenceKernels()
+
+    def subtract(self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType) -> Float32:
+        """See `Kernels.subtract`."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        d = np.empty(base.shape, np.float32)
+        operand = ExactOperand(words=tuned.reshape(1, -1), dtype=tuned_dtype)
+        self._values(operand, base.reshape(1, -1), base_dtype, d)
+        return d
+
+    def group_sums(self, d: Float32, bounds: Bounds) -> tuple[Float64, Float64]:
+        """See `Kernels.group_sums`."""
+        check_groups(d, bounds)
+        groups, begins, ends = _runs(bounds)
+        s1, s2 = np.empty(len(groups)), np.empty(len(groups))
+        address = d.ctypes.data
+
+        def work(start: int, stop: int) -> None:
+            loops.sum_runs(address, begins, ends, s1, s2, start, stop)
+
+        self._share(len(groups), d.size, work)
+        return _add_in_order(s1, groups, len(bounds) - 1), _add_in_order(s2, groups, len(bounds) - 1)
+
+    def pack_signs(self, d: Float32) -> Bits:
+        """See `Kernels.pack_signs`."""
+        check_operand(ValueOperand(values=d), d.shape, "d")
+        d = np.ascontiguousarray(d)
+        rows, cols = d.shape
+        bits = np.empty((rows, -(-cols // 8)), np.uint8)
+
+        def work(start: int, stop: int) -> None:
+            loops.pack_tiles(d.ctypes.data, bits.ctypes.data, cols, start, stop)
+
+        self._share(_tiles(rows, cols), d.size, work)
+        return bits
+
+    def sign_values(self, operand: SignOperand) -> Float32:
+        """See `Kernels.sign_values`."""
+        check_operand(operand, operand.shape, "operand")
+        values = np.empty(operand.shape, np.float32)
+        self._values(operand, None, DType.F32, values)
+        return values
+
+    def merge(  # noqa: PLR0913 - a merge has this many parts
+        self,
+        base: Words,
+        base_dtype: DType,
+        routed: Operand | None,
+        others: Sequence[Operand],
+        *,
+        combine: Combine,
+        weights: Sequence[float],
+        lam: float,
+        out: Words,
+        out_dtype: DType,
+    ) -> None:
+        """See `Kernels.merge`."""
+        check_operands(base, base_dtype, [*others] if routed is None else [*others, routed])
+        check_output(out, out_dtype, base.shape)
+        check_weights(others, weights)
+        if combined_is_absent(others, lam):
+            others, weights = (), ()
+        source, source_dtype = base, base_dtype
+        if isinstance(routed, ExactOperand):
+            source, source_dtype = routed.words, routed.dtype
+        shifting = [*others, routed] if isinstance(routed, SignOperand | ValueOperand) else [*others]
+        if not shifting:
+            self._copy(source, source_dtype, out, out_dtype)
+            return
+        addresses = _Addresses(shifting)
+        job = loops.Job(
+            base=base.ctypes.data,
+            base_kind=_KINDS[base_dtype],
+            source=source.ctypes.data,
+            source_kind=_KINDS[source_dtype],
+            out=out.ctypes.data,
+            out_kind=_KINDS[out_dtype],
+            cols=base.shape[1],
+            others=len(others),
+            shifts=len(shifting) - len(others),
+            combine=_COMBINES[combine],
+            lam=np.float32(lam),
+            table=_table_columns(shifting, addresses.planes, base.shape[1]),
+            mixed=int(combine is Combine.TIES and _is_mixed(shifting, len(others), addresses.planes)),
+            needs_base=addresses.needs_base,
+        )
+        if {base_dtype, source_dtype, out_dtype} != {DType.BF16}:
+            job = job._replace(mixed=0)
+        operands = loops.Operands(addresses.ops, addresses.planes, np.array(weights, np.float32))
+        work = _table_work(job, operands) if job.table else _tile_work(job, operands)
+        self._share(_tiles(*base.shape), base.size, work)
+
+    def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
+        """See `Kernels.absorbed`."""
+        check_operands(base, base_dtype, [operand])
+        addresses = _Addresses([operand])
+        job = _plain_job(addresses, base, base_dtype, base.shape[1])._replace(out_kind=_KINDS[out_dtype])
+        operands = loops.Operands(addresses.ops, addresses.planes, _NO_WEIGHTS)
+
+        def work(start: int, stop: int) -> tuple[int, int]:
+            counts: tuple[int, int] = loops.absorbed_tiles(job, operands, _scratch(operands), start, stop)
+            return counts
+
+        counts = self._share(_tiles(*base.shape), base.size, work)
+        return sum(count[0] for count in counts), sum(count[1] for count in counts)
+
+    def moved(self, a: Words, b: Words) -> int:
+        """See `Kernels.moved`."""
+        check_same_words(a, b)
+        flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+        # NumPy compares at the speed of memory and without the GIL
+        counts = self._share(
+            flat_a.size, flat_a.size, lambda start, stop: self._reference.moved(flat_a[start:stop], flat_b[start:stop])
+        )
+        return sum(counts)
+
+    def _values(self, operand: Operand, base: Words | None, base_dtype: DType, out: Float32) -> None:
+        rows, cols = (1, out.size) if base is not None else out.shape
+        addresses = _Addresses([operand])
+        job = _plain_job(addresses, base, base_dtype, cols)._replace(out=out.ctypes.data)
+        operands = loops.Operands(addresses.ops, addresses.planes, _NO_WEIGHTS)
+
+        def work(start: int, stop: int) -> None:
+            loops.value_tiles(job, operands, _scratch(operands), start, stop)
+
+        self._share(_tiles(rows, cols), out.size, work)
+
+    def _copy(self, source: Words, dtype: DType, out: Words, out_dtype: DType) -> None:
+        flat, flat_out = source.reshape(-1), out.reshape(-1)
+
+        def work(start: int, stop: int) -> None:
+            for at in range(start, stop, _INLINE):
+                end = min(stop, at + _INLINE)
+                flat_out[at:end] = cast(flat[at:end], dtype, out_dtype)
+
+        self._share(flat.size, flat.size, work)
+
+    def _share(self, items: int, elements: int, work: Callable[[int, int], _Result]) -> list[_Result]:
+        """Call `work(start, stop)` for runs that cover `items`, on this call's threads; the results in order."""
+        if not items:
+            return []
+        runs = min(items, self.threads * _SHARES, max(1, elements // _INLINE))
+        if runs == 1 or self.threads == 1:
+            return [work(0, items)]
+        cuts = [items * run // runs for run in range(runs + 1)]
+        with ThreadPoolExecutor(min(self.threads, runs)) as pool:
+            return list(pool.map(work, cuts[:-1], cuts[1:]))
+
+
+class _Addresses:
+    """Operands as tables of addresses for `cpu_loops`; keeps the arrays alive while it lives."""
+
+    def __init__(self, operands: Sequence[Operand]) -> None:
+        self._alive: list[npt.NDArray[np.generic]] = []
+        planes: list[tuple[int, ...]] = []
+        ops = []
+        for operand in operands:
+            ops.append(self._row(operand, len(planes)))
+            if isinstance(operand, SignOperand):
+                planes.extend(self._planes(operand))
+        self.ops: Int64 = np.array(ops, np.int64).reshape(-1, 3)
+        self.planes: Int64 = np.array(planes, np.int64).reshape(-1, 6)
+        self.needs_base = int(any(isinstance(operand, ExactOperand) for operand in operands))
+
+    def _row(self, operand: Operand, first_plane: int) -> tuple[int, int, int]:
+        match operand:
+            case SignOperand(bits=bits):
+                return loops.SIGN, first_plane, len(bits)
+            case ExactOperand(words=words, dtype=dtype):
+                self._alive.append(words)
+                return loops.EXACT, words.ctypes.data, _KINDS[dtype]
+            case ValueOperand(values=values):
+                values = np.ascontiguousarray(values)
+                self._alive.append(values)
+                return loops.VALUE, values.ctypes.data, loops.F32
+            case ZeroOperand():
+                return loops.ZERO, 0, 0
+
+    def _planes(self, operand: SignOperand) -> list[tuple[int, ...]]:
+        rows = []
+        for bits, alphas in zip(operand.bits, operand.alphas, strict=True):
+            packed = bits if bits.strides[1] == 1 else np.ascontiguousarray(bits)
+            self._alive += [packed, alphas]
+            group = operand.group if operand.group < operand.cols else _ALL_COLUMNS
+            rows.append((packed.ctypes.data, packed.strides[0], alphas.ctypes.data, *alphas.strides, group))
+        return rows
+
+
+def _plain_job(addresses: _Addresses, base: Words | None, base_dtype: DType, cols: int) -> loops.Job:
+    """A job for loops that look only at one operand, the base, the columns and the output."""
+    address, kind = 0 if base is None else base.ctypes.data, _KINDS[base_dtype]
+    return loops.Job(
+        base=address,
+        base_kind=kind,
+        source=address,
+        source_kind=kind,
+        out=0,
+        out_kind=loops.F32,
+        cols=cols,
+        others=0,
+        shifts=1,
+        combine=loops.SUM,
+        lam=np.float32(0),
+        table=0,
+        mixed=0,
+        needs_base=addresses.needs_base,
+    )
+
+
+def _scratch(operands: loops.Operands) -> Float32:
+    return np.empty((loops.FIRST + len(operands.ops), loops.ROW), np.float32)
+
+
+def _tile_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:
+    def work(start: int, stop: int) -> None:
+        loops.merge_tiles(job, operands, _scratch(operands), start, stop)
+
+    return work
+
+
+def _table_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:
+    count = len(operands.planes)
+    entries = np.arange(1 << count)
+    # row p: bit p of every pattern, packed like sign bits
+    packed = np.packbits((entries >> np.arange(count)[:, None]) & 1, axis=1, bitorder="little")
+
+    def work(start: int, stop: int) -> None:
+        scratch = _scratch(operands)
+        table = np.empty((len(scratch), max(WORD, len(entries)) + 16), np.float32)
+        alphas = np.full(count, np.float32(-1))
+        planes = np.zeros_like(operands.planes)
+        planes[:, loops.BITS] = packed.ctypes.data + packed.strides[0] * np.arange(count)
+        planes[:, loops.ALPHA] = alphas.ctypes.data + alphas.itemsize * np.arange(count)
+        planes[:, loops.GROUP] = _ALL_COLUMNS
+        patterns = loops.Operands(operands.ops, planes, operands.weights)
+        loops.merge_tiles_by_table(job, operands, patterns, scratch, table, alphas, start, stop)
+
+    return work
+
+
+def _tiles(rows: int, cols: int) -> int:
+    return rows * -(-cols // loops.TILE)
+
+
+def _table_columns(shifting: Sequence[Operand], planes: Int64, cols: int) -> int:
+    """Columns that share one table of shifts, or 0 where none is possible or worth its making."""
+    if len(planes) > loops.TABLE_PLANES or not all(isinstance(o, SignOperand) for o in shifting):
+        return 0
+    groups = planes[:, loops.GROUP]
+    columns = int(groups.min())
+    if not ((groups % columns == 0) | (groups == _ALL_COLUMNS)).all():
+        return 0
+    is_constant = not planes[:, [loops.ALPHA_ROW, loops.ALPHA_GROUP]].any()
+    if is_constant or min(columns, cols) >= _TABLE_WORTH << len(planes):
+        return columns
+    return 0
+
+
+def _is_mixed(shifting: Sequence[Operand], others: int, planes: Int64) -> bool:
+    """Whether the others are one exact BF16 and one sign expert, and all signs have one plane and no column groups."""
+    exact = [o for o in shifting[:others] if isinstance(o, ExactOperand) and o.dtype is DType.BF16]
+    signs = [o for o in shifting if isinstance(o, SignOperand)]
+    one_each = others == 2 and len(exact) == 1 and len(signs) == len(shifting) - 1
+    return one_each and len(planes) == len(signs) and bool((planes[:, loops.GROUP] == _ALL_COLUMNS).all())
+
+
+def _runs(bounds: Bounds) -> tuple[Int64, Int64, Int64]:
+    """The blocks of all groups: the group, first and last element (exclusive) of each (obm-1 clause 11.3)."""
+    sizes = np.diff(bounds)
+    counts = -(-sizes // SUM_BLOCK)
+    groups = np.repeat(np.arange(len(sizes)), counts)
+    within = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begins = bounds[:-1][groups] + within * SUM_BLOCK
+    return groups, begins, np.minimum(begins + SUM_BLOCK, bounds[1:][groups])
+
+
+def _add_in_order(sums: Float64, groups: Int64, count: int) -> Float64:
+    """The sums of each group's blocks, added one after the other, starting from 0."""
+    totals = np.zeros(count)
+    np.add.at(totals, groups, sums)
+    return totals

@@ -1,0 +1,549 @@
+# ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""The compiled loops of the numba kernels: merge, subtract, pack and sum over tiles that stay in the first cache.
+
+Arrays come as addresses, so that one compiled version serves every dtype, shape and number of experts, and a cold start
+compiles once. A tile is a run of `TILE` elements of one row; each step is a plain loop over one tile that LLVM turns
+into vector code. All loops run without the GIL and start no threads: `cpu` shares tiles among its own.
+
+Nothing here may be fused or reordered: no fastmath, float32 throughout (obm-1 clause 1.2). Source: `contract.Kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba.np.numpy_support import carray
+
+from obm_format.kernels.cpu_lanes import (
+    WORD,
+    add_choice1,
+    bits_of,
+    byte_at,
+    float_at,
+    float_of,
+    pointer,
+    put_choice1,
+    put_choice2,
+    put_choice3,
+    put_choice4,
+    put_mean,
+    put_mixed,
+    put_patterns,
+    put_sum,
+    put_ties,
+    put_ties_of_two,
+    word_at,
+)
+
+TILE = 1024  # elements; a multiple of WORD
+ROW = TILE + 80  # floats from row to row of the scratch: rows a power of two apart would collide in the cache
+TABLE_PLANES = 8  # most sign planes under one table
+
+F16, BF16, F32 = 0, 1, 2  # element kinds
+SIGN, EXACT, VALUE, ZERO = 0, 1, 2, 3  # operand kinds
+SUM, MEAN, TIES = 0, 1, 2
+
+# Columns of `planes`: address of the bits, bytes from row to row, address of the alphas, bytes from row to row and from
+# group to group, columns of a group
+BITS, BITS_ROW, ALPHA, ALPHA_ROW, ALPHA_GROUP, GROUP = 0, 1, 2, 3, 4, 5
+
+# Rows of the scratch float32[FIRST + operands, ROW]: the result of a step, a spare one, f32 of the backbone, the values
+INTO, SPARE, BASE, FIRST = 0, 1, 2, 3
+
+_options = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+_njit: Any = numba.njit
+_kernel = _njit(cache=True, **_options)
+_step = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_options)  # called by kernels only
+u32, u64 = np.uint32, np.uint64  # numba widens sums of u32 to u64 unless told; and u64 indices do not wrap around
+_ZERO = np.float32(0)
+_HALF = np.float32(0.5)  # the step of floats from 0.5 to 1 is that of small F16
+_TINY = np.float32(2.0**-24)  # step of F16 below its least normal number
+
+
+class Job(NamedTuple):
+    """What is the same for all tiles of one call: addresses and kinds of words, and the merge.
+
+    Args:
+        base, base_kind: the backbone.
+        source, source_kind: what the shift is added to: the backbone, or an exact routed expert.
+        out, out_kind: the output.
+        cols: elements of a row.
+        others: number of others; 0 when lam*T is absent.
+        shifts: whether a routed operand adds to the shift; it comes after the others.
+        combine, lam: SUM, MEAN or TIES, and what T is multiplied by.
+        table: columns that share one table of shifts, or 0 for no table.
+        mixed: whether all is BF16, and TIES of one exact and one sign expert, with one alpha per row at most.
+        needs_base: whether an operand is exact, so that its d needs the backbone.
+    """
+
+    base: int
+    base_kind: int
+    source: int
+    source_kind: int
+    out: int
+    out_kind: int
+    cols: int
+    others: int
+    shifts: int
+    combine: int
+    lam: np.float32
+    table: int
+    mixed: int
+    needs_base: int
+
+
+class Operands(NamedTuple):
+    """The others in their order, then the routed one if it adds to the shift.
+
+    Args:
+        ops: int64[n, 3]: (SIGN, first plane, number of planes), (EXACT or VALUE, address, kind) or (ZERO, 0, 0).
+        planes: int64[planes, 6], columns as above.
+        weights: float32, one per other.
+    """
+
+    ops: npt.NDArray[np.int64]
+    planes: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+
+
+class Tile(NamedTuple):
+    """Elements col .. col + n of a row; `place` is the flat index of the first."""
+
+    row: int | np.int64
+    col: int | np.int64
+    n: int | np.int64
+    place: int | np.int64
+
+
+@_step
+def _tile(number, cols):
+    """Tile `number` of a matrix, counted along its rows; each row ends with a tile of its own."""
+    per_row = -(-cols // TILE)
+    row, col = number // per_row, (number % per_row) * TILE
+    return Tile(row, col, min(TILE, cols - col), row * cols + col)
+
+
+@_step
+def _width(kind):
+    return 4 if kind == F32 else 2
+
+
+@_step
+def _shorts_at(address, n):
+    return carray(pointer(address), (n,), np.uint16)
+
+
+@_step
+def _longs_at(address, n):
+    return carray(pointer(address), (n,), np.uint32)
+
+
+# --- elements to float32 and back (obm-1 clause 1.2) --------------------------------------------------------
+
+
+@_step
+def _widen_half(half):
+    sign = u32((half & u32(0x8000)) << u32(16))
+    rest = u32(half & u32(0x7FFF))
+    normal = u32(u32(rest << u32(13)) + u32(0x3800_0000))
+    infinite = u32(normal + u32(0x3800_0000))
+    small = bits_of(np.float32(np.int32(rest)) * _TINY)
+    value = small if rest < u32(0x0400) else normal
+    return float_of(u32(sign | (infinite if rest >= u32(0x7C00) else value)))
+
+
+@_step
+def _narrow_half(value):
+    """RNE to F16 by integers; below the least normal number the sum with 0.5 rounds to the right step."""
+    bits = bits_of(value)
+    sign = u32(u32(bits >> u32(16)) & u32(0x8000))
+    rest = u32(bits & u32(0x7FFF_FFFF))
+    even = u32(u32(rest >> u32(13)) & u32(1))
+    normal = u32(u32(u32(rest + u32(0xC800_0FFF)) + even) >> u32(13))
+    small = u32(bits_of(float_of(rest) + _HALF) - u32(0x3F00_0000))
+    half = small if rest < u32(0x3880_0000) else normal
+    half = u32(0x7C00) if rest >= u32(0x477F_F000) else half
+    half = u32(0x7E00) if rest > u32(0x7F80_0000) else half
+    return u32(sign | half)
+
+
+@_step
+def _narrow_brain(value):
+    bits = bits_of(value)
+    high = u32(bits >> u32(16))
+    rounded = u32(u32(u32(bits + u32(0x7FFF)) + u32(high & u32(1))) >> u32(16))
+    return u32(high | u32(0x40)) if u32(bits & u32(0x7FFF_FFFF)) > u32(0x7F80_0000) else rounded
+
+
+@_step
+def _load(into, address, kind, n):
+    """into[i] = f32(element i)."""
+    if kind == BF16:
+        shorts = _shorts_at(address, n)
+        for i in range(n):
+            into[i] = float_of(u32(u32(shorts[i]) << u32(16)))
+    elif kind == F16:
+        shorts = _shorts_at(address, n)
+        for i in range(n):
+            into[i] = _widen_half(u32(shorts[i]))
+    else:
+        longs = _longs_at(address, n)
+        for i in range(n):
+            into[i] = float_of(longs[i])
+
+
+@_step
+def _store(address, kind, values, n):
+    """Element i = RNE(values[i])."""
+    if kind == BF16:
+        shorts = _shorts_at(address, n)
+        for i in range(n):
+            shorts[i] = np.uint16(_narrow_brain(values[i]))
+    elif kind == F16:
+        shorts = _shorts_at(address, n)
+        for i in range(n):
+            shorts[i] = np.uint16(_narrow_half(values[i]))
+    else:
+        longs = _longs_at(address, n)
+        for i in range(n):
+            longs[i] = bits_of(values[i])
+
+
+@_step
+def _add_brain(source, out, shift, n):
+    """BF16 out[i] = RNE(f32(source[i]) + shift[i]): the most common pair of kinds, without a stop in between."""
+    shorts_in, shorts_out = _shorts_at(source, n), _shorts_at(out, n)
+    for i in range(n):
+        value = float_of(u32(u32(shorts_in[i]) << u32(16))) + shift[i]
+        shorts_out[i] = np.uint16(_narrow_brain(value))
+
+
+@_step
+def _round(values, kind, n):
+    """values[i] becomes the word of RNE(values[i]), in the place of the float."""
+    if kind == BF16:
+        for i in range(n):
+            values[i] = float_of(_narrow_brain(values[i]))
+    elif kind == F16:
+        for i in range(n):
+            values[i] = float_of(_narrow_half(values[i]))
+
+
+# --- operands to float32 (obm-1 clauses 6.6 and 9.2) --------------------------------------------------------
+
+
+@_step
+def _plane(into, planes, p, is_first, tile):
+    """Add plane `p` of a tile to `into`, or set it when it is the first of its operand."""
+    group, end = planes[p, GROUP], tile.col + tile.n
+    col = tile.col
+    while col < end:
+        place = col // group
+        run = min(end - col, (place + 1) * group - col)
+        alpha = float_at(planes[p, ALPHA] + tile.row * planes[p, ALPHA_ROW] + place * planes[p, ALPHA_GROUP])
+        bits = planes[p, BITS] + tile.row * planes[p, BITS_ROW] + col // 8
+        # an alpha of 0 gives +0 whatever the bit (obm-1 clause 6.6)
+        low = -alpha if alpha > _ZERO else alpha
+        _signs(into, col - tile.col, run, bits, (low, alpha), is_first)
+        col += run
+
+
+@_step
+def _signs(into, start, n, bits, values, is_first):
+    """into[start + i] becomes, or grows by, values[0] for a clear bit and values[1] for a set one."""
+    to, step = into.ctypes.data + 4 * start, 4 * WORD
+    whole = n // WORD
+    if is_first:
+        for word in range(whole):
+            put_choice1(to + step * word, values, (word_at(bits + 4 * word),))
+    else:
+        for word in range(whole):
+            add_choice1(to + step * word, values, (word_at(bits + 4 * word),))
+    for i in range(WORD * whole, n):
+        value = values[1] if (byte_at(bits + (i >> 3)) >> (i & 7)) & 1 else values[0]
+        into[start + i] = value if is_first else into[start + i] + value
+
+
+@_step
+def _values(work, to, operands, k, tile):
+    """work[to] = d of operand k; f32 of the backbone is in work[BASE]."""
+    into, ops = work[to], operands.ops
+    kind = ops[k, 0]
+    if kind == SIGN:
+        for plane in range(ops[k, 2]):
+            _plane(into, operands.planes, ops[k, 1] + plane, plane == 0, tile)
+    elif kind == ZERO:
+        for i in range(tile.n):
+            into[i] = _ZERO
+    else:  # VALUE, or EXACT, whose backbone is still to be taken off
+        _load(into, ops[k, 1] + tile.place * _width(ops[k, 2]), ops[k, 2], tile.n)
+        if kind == EXACT:
+            base = work[BASE]
+            for i in range(tile.n):
+                into[i] -= base[i]
+
+
+# --- merge --------------------------------------------------------------------------------------------------
+
+
+@_step
+def _combine(work, job, weights, n):
+    """work[INTO] = lam * T of the values in work[FIRST] and after; may touch the elements up to the next whole word."""
+    to, rows, stride = work[INTO].ctypes.data, work[FIRST].ctypes.data, np.int64(4 * work.shape[1])
+    scales, count, lam = weights.ctypes.data, job.others, job.lam
+    for at in range(0, 4 * n, 4 * WORD):
+        if job.combine == SUM:
+            put_sum(to + at, rows + at, stride, count, scales, lam)
+        elif job.combine == MEAN:
+            put_mean(to + at, rows + at, stride, count, scales, lam)
+        elif count == 2:
+            put_ties_of_two(to + at, rows + at, stride, count, scales, lam)
+        else:
+            put_ties(to + at, rows + at, stride, count, scales, lam)
+
+
+@_step
+def _shift(job, operands, work, tile):
+    """work[INTO] = what is added: d of the routed operand + lam*T, or the one of them that there is."""
+    if job.others == 0:
+        _values(work, np.int64(INTO), operands, np.int64(0), tile)
+        return
+    for k in range(operands.ops.shape[0]):
+        _values(work, FIRST + k, operands, k, tile)
+    _combine(work, job, operands.weights, tile.n)
+    if job.shifts:
+        into, routed = work[INTO], work[FIRST + job.others]
+        for i in range(tile.n):
+            into[i] = routed[i] + into[i]
+
+
+@_step
+def _read_alphas(alphas, planes, row, col):
+    """Put the alphas of one place into `alphas`; whether any of them changed."""
+    changed = False
+    for p in range(planes.shape[0]):
+        place = col // planes[p, GROUP]
+        alpha = float_at(planes[p, ALPHA] + row * planes[p, ALPHA_ROW] + place * planes[p, ALPHA_GROUP])
+        if alpha != alphas[p]:
+            alphas[p] = alpha
+            changed = True
+    return changed
+
+
+@_step
+def _look_up(into, t, bits, start, n):
+    """into[start + i] = the entry of table `t` for the sign bits of element i; plane p has them at bits[p]."""
+    count, whole = bits.shape[0], n // WORD
+    to = into.ctypes.data + 4 * start
+    a, b, c, d = bits[0], bits[1 % count], bits[2 % count], bits[3 % count]
+    if count == 1:
+        for w in range(0, 4 * whole, 4):
+            put_choice1(to + 32 * w, (t[0], t[1]), (word_at(a + w),))
+    elif count == 2:
+        for w in range(0, 4 * whole, 4):
+            put_choice2(to + 32 * w, (t[0], t[1], t[2], t[3]), (word_at(a + w), word_at(b + w)))
+    elif count <= 4:
+        low = (t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7])
+        high = (t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15])
+        for w in range(0, 4 * whole, 4):
+            words = (word_at(a + w), word_at(b + w), word_at(c + w))
+            if count == 3:
+                put_choice3(to + 32 * w, low, words)
+            else:
+                put_choice4(to + 32 * w, low + high, (*words, word_at(d + w)))
+    else:
+        _gather(into, t, bits, start, whole)
+    for i in range(WORD * whole, n):
+        pattern = np.int64(0)
+        for p in range(count):
+            pattern |= ((byte_at(bits[p] + (i >> 3)) >> (i & 7)) & 1) << p
+        into[start + i] = t[pattern]
+
+
+@_step
+def _gather(into, table, bits, start, whole):
+    """`_look_up` for 5 to 8 planes; planes that are not there stand in as the first, and their bits are masked off."""
+    count = bits.shape[0]
+    a, b, c, d, e = bits[0], bits[1], bits[2], bits[3], bits[4]
+    f, g, h = bits[5 % count], bits[6 % count], bits[7 % count]
+    mask = np.uint8((1 << count) - 1)
+    patterns = np.empty(WORD, np.uint8)
+    at = patterns.ctypes.data
+    for w in range(0, 4 * whole, 4):
+        low = (word_at(a + w), word_at(b + w), word_at(c + w), word_at(d + w))
+        put_patterns(at, (*low, word_at(e + w), word_at(f + w), word_at(g + w), word_at(h + w)))
+        to = u64(start + 8 * w)
+        for j in range(u64(WORD)):
+            into[to + j] = table[u64(patterns[j] & mask)]
+
+
+@_step
+def _finish(job, work, tile):
+    """Write the output: RNE(f32(source) + shift)."""
+    into, n = work[INTO], tile.n
+    source = job.source + tile.place * _width(job.source_kind)
+    out = job.out + tile.place * _width(job.out_kind)
+    if job.source_kind == BF16 and job.out_kind == BF16:
+        _add_brain(source, out, into, n)
+        return
+    values = work[SPARE]
+    _load(values, source, job.source_kind, n)
+    for i in range(n):
+        into[i] = values[i] + into[i]
+    _store(out, job.out_kind, into, n)
+
+
+@_step
+def _mixed(job, operands, tile):
+    """Merge the whole words of a tile where `job.mixed` says that one step does it; the number of elements done."""
+    ops, planes, weights, row = operands.ops, operands.planes, operands.weights, tile.row
+    e = np.int64(0) if ops[0, 0] == EXACT else np.int64(1)
+    p, byte = ops[1 - e, 1], tile.col // 8
+    alpha = float_at(planes[p, ALPHA] + row * planes[p, ALPHA_ROW])
+    low = (-alpha if alpha > _ZERO else alpha) * weights[1 - e]
+    bits = planes[p, BITS] + row * planes[p, BITS_ROW] + byte
+    r = ops[2, 1] if job.shifts else p
+    routed = float_at(planes[r, ALPHA] + row * planes[r, ALPHA_ROW])
+    routed_bits = planes[r, BITS] + row * planes[r, BITS_ROW] + byte
+    routed_low = -routed if routed > _ZERO else routed
+    choices = (low, alpha * weights[1 - e])
+    all_choices = (low, alpha * weights[1 - e], routed_low, routed)
+    at = 2 * tile.place
+    done = tile.n - tile.n % WORD
+    for i in range(0, 2 * done, 2 * WORD):
+        places = (job.out + at + i, job.source + at + i, job.base + at + i, ops[e, 1] + at + i)
+        word = word_at(bits + i // 16)
+        if job.shifts:
+            put_mixed(places, all_choices, (word, word_at(routed_bits + i // 16)), weights[e], job.lam)
+        else:
+            put_mixed(places, choices, (word,), weights[e], job.lam)
+    return done
+
+
+@_kernel
+def merge_tiles(job, operands, work, start, stop):
+    """Merge the tiles start .. stop. `work` is scratch, float32[FIRST + operands, ROW]."""
+    for number in range(start, stop):
+        tile = _tile(number, job.cols)
+        if job.mixed:
+            done = _mixed(job, operands, tile)
+            tile = Tile(tile.row, tile.col + done, tile.n - done, tile.place + done)
+            if tile.n == 0:
+                continue
+        if job.needs_base:
+            _load(work[BASE], job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+        _shift(job, operands, work, tile)
+        _finish(job, work, tile)
+
+
+@_kernel
+def merge_tiles_by_table(job, operands, patterns, work, table, alphas, start, stop):
+    """As `merge_tiles`, for sign operands alone: there the shift depends only on an element's sign bits and alphas.
+
+    `patterns` are the same operands over a matrix of one row that holds every pattern of sign bits once, with the
+    alphas in `alphas` (none of them right yet): its shifts are the table. `table` is scratch like `work`.
+    """
+    planes, zero = operands.planes, np.int64(0)
+    entries = Tile(zero, zero, 1 << planes.shape[0], zero)
+    bits = np.empty(planes.shape[0], np.int64)
+    for number in range(start, stop):
+        tile = _tile(number, job.cols)
+        col, end = tile.col, tile.col + tile.n
+        while col < end:
+            run = min(end - col, job.table - col % job.table)
+            if _read_alphas(alphas, planes, tile.row, col):
+                _shift(job, patterns, table, entries)
+            for p in range(planes.shape[0]):
+                bits[p] = planes[p, BITS] + tile.row * planes[p, BITS_ROW] + col // 8
+            _look_up(work[INTO], table[INTO], bits, col - tile.col, run)
+            col += run
+        _finish(job, work, tile)
+
+
+# --- the other kernels --------------------------------------------------------------------------------------
+
+
+@_kernel
+def value_tiles(job, operands, work, start, stop):
+    """float32 values of operand 0 to the output, tiles as in `merge_tiles`."""
+    for number in range(start, stop):
+        tile = _tile(number, job.cols)
+        if job.needs_base:
+            _load(work[BASE], job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+        _values(work, np.int64(INTO), operands, np.int64(0), tile)
+        into, out = work[INTO], _longs_at(job.out + 4 * tile.place, tile.n)
+        for i in range(tile.n):
+            out[i] = bits_of(into[i])
+
+
+@_kernel
+def absorbed_tiles(job, operands, work, start, stop):
+    """(elements whose d rounding swallows, elements with d != 0) of operand 0, tiles as in `merge_tiles`."""
+    swallowed, nonzero = np.int64(0), np.int64(0)
+    d, before, after = work[INTO], work[BASE], work[SPARE]
+    for number in range(start, stop):
+        tile = _tile(number, job.cols)
+        _load(before, job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+        _values(work, np.int64(INTO), operands, np.int64(0), tile)
+        for i in range(tile.n):
+            after[i] = before[i] + d[i]
+        _round(before, job.out_kind, tile.n)
+        _round(after, job.out_kind, tile.n)
+        for i in range(tile.n):
+            counts = np.int64(d[i] != _ZERO)
+            nonzero += counts
+            swallowed += counts & np.int64(bits_of(before[i]) == bits_of(after[i]))
+    return swallowed, nonzero
+
+
+@_step
+def _packed(values, start, n):
+    bits = u32(0)
+    for j in range(n):
+        bits |= u32(u32(float_of(values[start + j]) >= _ZERO) << u32(j))
+    return np.uint8(bits)
+
+
+@_kernel
+def pack_tiles(d, out, cols, start, stop):
+    """Sign bits of float32 at address `d` to bytes at address `out`, tiles as in `merge_tiles` (obm-1 clause 6.2)."""
+    stride = (cols + 7) // 8
+    for number in range(start, stop):
+        tile = _tile(number, cols)
+        values = _longs_at(d + 4 * tile.place, tile.n)
+        packed = carray(pointer(out + tile.row * stride + tile.col // 8), ((tile.n + 7) // 8,), np.uint8)
+        for byte in range(tile.n // 8):
+            packed[byte] = _packed(values, 8 * byte, 8)
+        if tile.n % 8:
+            packed[tile.n // 8] = _packed(values, tile.n - tile.n % 8, tile.n % 8)
+
+
+@_kernel
+def sum_runs(d, begins, ends, s1, s2, start, stop):
+    """The pinned sums of the runs start .. stop, at most one block each (obm-1 clause 11.3)."""
+    first, second = np.empty(16, np.float64), np.empty(16, np.float64)
+    for run in range(start, stop):
+        n = ends[run] - begins[run]
+        values = _longs_at(d + 4 * begins[run], n)
+        first[:] = 0.0
+        second[:] = 0.0
+        for i in range(n // 16):
+            for lane in range(16):
+                value = np.float64(float_of(values[16 * i + lane]))
+                first[lane] += abs(value)
+                second[lane] += value * value
+        for i in range(n - n % 16, n):
+            value = np.float64(float_of(values[i]))
+            first[i % 16] += abs(value)
+            second[i % 16] += value * value
+        half = 8
+        while half:
+            for lane in range(half):
+                first[lane] += first[lane + half]
+                second[lane] += second[lane + half]
+            half //= 2
+        s1[run], s2[run] = first[0], second[0]

@@ -1,0 +1,216 @@
+"""The normative kernels: plain NumPy, one line per rule, slow.
+
+Every faster implementation is tested to give the same bits. Works through matrices in blocks of rows, so that its
+temporaries stay small. Never starts threads. Source: obm-1 clauses 6.6, 9.2, 9.3 and 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from obm_format.kernels.contract import (
+    Bits,
+    Bounds,
+    Combine,
+    ExactOperand,
+    Float64,
+    Operand,
+    SignOperand,
+    ValueOperand,
+    ZeroOperand,
+    check_groups,
+    check_operand,
+    check_operands,
+    check_output,
+    check_pair,
+    check_same_words,
+    check_weights,
+    combined_is_absent,
+)
+from obm_format.kernels.words import Float32, Words, cast, from_float32, to_float32
+from obm_format.model import DType
+
+SUM_BLOCK = 65_536  # obm-1 clause 11.3: elements of a block
+SUM_LANES = 16  # obm-1 clause 11.3: lanes of a block
+_ROW_BLOCK = 1 << 18  # elements worked on together
+
+
+class ReferenceKernels:
+    """`Kernels` in NumPy, on the calling thread."""
+
+    name = "reference"
+    threads = 1
+
+    def subtract(self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType) -> Float32:
+        """See `Kernels.subtract`."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        with np.errstate(over="ignore"):
+            # obm-1 clause 11.2
+            return np.asarray(to_float32(tuned, tuned_dtype) - to_float32(base, base_dtype))
+
+    def group_sums(self, d: Float32, bounds: Bounds) -> tuple[Float64, Float64]:
+        """See `Kernels.group_sums`."""
+        check_groups(d, bounds)
+        groups = len(bounds) - 1
+        s1, s2 = np.zeros(groups), np.zeros(groups)
+        for group in range(groups):
+            values = d[bounds[group] : bounds[group + 1]]
+            for start in range(0, values.size, SUM_BLOCK):
+                block = values[start : start + SUM_BLOCK].astype(np.float64)
+                s1[group] += _block_sum(np.abs(block))
+                s2[group] += _block_sum(block * block)
+        return s1, s2
+
+    def pack_signs(self, d: Float32) -> Bits:
+        """See `Kernels.pack_signs`."""
+        check_operand(ValueOperand(values=d), d.shape, "d")
+        # obm-1 clauses 6.2 and 11.2
+        return np.packbits(d >= 0, axis=1, bitorder="little")
+
+    def sign_values(self, operand: SignOperand) -> Float32:
+        """See `Kernels.sign_values`."""
+        check_operand(operand, operand.shape, "operand")
+        return _sign_values(operand, slice(None))
+
+    def merge(  # noqa: PLR0913 - a merge has this many parts
+        self,
+        base: Words,
+        base_dtype: DType,
+        routed: Operand | None,
+        others: Sequence[Operand],
+        *,
+        combine: Combine,
+        weights: Sequence[float],
+        lam: float,
+        out: Words,
+        out_dtype: DType,
+    ) -> None:
+        """See `Kernels.merge`."""
+        check_operands(base, base_dtype, [*others] if routed is None else [*others, routed])
+        check_output(out, out_dtype, base.shape)
+        check_weights(others, weights)
+        absent = combined_is_absent(others, lam)
+        for rows in _row_blocks(base.shape):
+            with np.errstate(over="ignore", invalid="ignore"):
+                term = None
+                if not absent:
+                    scaled = [
+                        np.float32(weight) * _values(base, base_dtype, other, rows)
+                        for other, weight in zip(others, weights, strict=True)
+                    ]
+                    term = np.float32(lam) * _combined(scaled, combine)
+                out[rows] = _result(base[rows], base_dtype, _rows_of(routed, rows), term, out_dtype)
+
+    def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
+        """See `Kernels.absorbed`."""
+        check_operands(base, base_dtype, [operand])
+        swallowed = nonzero = 0
+        for rows in _row_blocks(base.shape):
+            with np.errstate(over="ignore"):
+                d = _values(base, base_dtype, operand, rows)
+                before = to_float32(base[rows], base_dtype)
+                same = from_float32(before + d, out_dtype) == from_float32(before, out_dtype)
+            swallowed += int(np.count_nonzero(same & (d != 0)))
+            nonzero += int(np.count_nonzero(d))
+        return swallowed, nonzero
+
+    def moved(self, a: Words, b: Words) -> int:
+        """See `Kernels.moved`."""
+        check_same_words(a, b)
+        flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+        blocks = (slice(start, start + _ROW_BLOCK) for start in range(0, a.size, _ROW_BLOCK))
+        return sum(int(np.count_nonzero(flat_a[block] != flat_b[block])) for block in blocks)
+
+
+def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    rows = shape[0] if shape[1] else 0
+    step = max(1, _ROW_BLOCK // max(1, shape[1]))
+    return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _block_sum(values: Float64) -> float:
+    """The pinned sum of one block (obm-1 clause 11.3): 16 lanes, ascending, then a fixed tree."""
+    padded = np.zeros(-(-values.size // SUM_LANES) * SUM_LANES)
+    padded[: values.size] = values
+    # accumulate adds strictly one after the other; the zeros that fill the last row change no sum of magnitudes
+    lanes = np.add.accumulate(padded.reshape(-1, SUM_LANES), axis=0)[-1]
+    while lanes.size > 1:
+        half = lanes.size // 2
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
+
+
+def _sign_values(operand: SignOperand, rows: slice) -> Float32:
+    """obm-1 clause 6.6: the float32 sum over the planes, in order, of +alpha or -alpha, and +0 where alpha is 0."""
+    total: Float32 | None = None
+    for bits, alphas in zip(operand.bits, operand.alphas, strict=True):
+        is_set = np.unpackbits(bits[rows], axis=1, count=operand.cols, bitorder="little").astype(np.bool_)
+        alpha = alphas[rows][:, np.arange(operand.cols) // operand.group]
+        value = np.where(is_set | (alpha == 0), np.abs(alpha), -alpha)
+        total = value if total is None else total + value
+    return np.zeros(operand.shape, np.float32)[rows] if total is None else total
+
+
+def _values(base: Words, base_dtype: DType, operand: Operand, rows: slice) -> Float32:
+    """The task vector values of some rows (obm-1 clause 9.2)."""
+    match operand:
+        case SignOperand():
+            return _sign_values(operand, rows)
+        case ExactOperand(words=words, dtype=dtype):
+            return np.asarray(to_float32(words[rows], dtype) - to_float32(base[rows], base_dtype))
+        case ValueOperand(values=values):
+            return values[rows]
+        case ZeroOperand():
+            return np.zeros(base[rows].shape, np.float32)
+
+
+def _rows_of(operand: Operand | None, rows: slice) -> ExactOperand | Float32 | None:
+    """The routed operand in some rows: what it replaces the base by, what it adds, or nothing at all."""
+    match operand:
+        case None:
+            return None
+        case ExactOperand(words=words, dtype=dtype):
+            return ExactOperand(words=words[rows], dtype=dtype)
+        case SignOperand():
+            return _sign_values(operand, rows)
+        case ValueOperand(values=values):
+            return values[rows]
+        case ZeroOperand():
+            return None
+
+
+def _combined(values: Sequence[Float32], combine: Combine) -> Float32:
+    """T of the weighted task vectors of the others, in their order."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    if combine is Combine.SUM:
+        return total
+    if combine is Combine.MEAN:
+        return np.asarray(total / np.float32(len(values)))
+    positive = total >= 0
+    agreed, count = np.zeros_like(total), np.zeros_like(total)
+    for value in values:
+        agrees = np.where(positive, value > 0, value < 0)
+        agreed = np.where(agrees, agreed + value, agreed)
+        count += agrees
+    return np.asarray(agreed / np.maximum(count, np.float32(1)))
+
+
+def _result(
+    base: Words, base_dtype: DType, routed: ExactOperand | Float32 | None, term: Float32 | None, out_dtype: DType
+) -> Words:
+    """The merged words of some rows, from the routed operand and the term lam*T of the others."""
+    if isinstance(routed, ExactOperand):
+        if term is None:
+            return cast(routed.words, routed.dtype, out_dtype)
+        return from_float32(to_float32(routed.words, routed.dtype) + term, out_dtype)
+    if routed is None:
+        if term is None:
+            return cast(base, base_dtype, out_dtype)
+        shift = term
+    else:
+        shift = routed if term is None else routed + term
+    return from_float32(np.asarray(to_float32(base, base_dtype) + shift), out_dtype)

@@ -1,0 +1,322 @@
+"""The manifest: from a JSON object to a checked `Manifest` with its pools, and back.
+
+One function per field or group of fields; records and parameters have their own modules. Source: obm-1
+clauses 5, 6.7 and 12.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from obm_format.container.canonical import encode_canonical
+from obm_format.container.fields import Fields, typed
+from obm_format.container.names import (
+    ARCHITECTURE,
+    FEATURE,
+    POSITION,
+    PREFIX,
+    ROUTE,
+    TASK,
+    VENDOR_KEY,
+    check_artifact_id,
+    check_attachment_name,
+    check_digest,
+    check_sorted,
+    check_tensor_name,
+    grammatical,
+)
+from obm_format.container.records import parse_record, record_object
+from obm_format.container.router import check_router
+from obm_format.errors import FormatError
+from obm_format.limits import Limits
+from obm_format.model import (
+    POOL_NAMES,
+    Attachment,
+    BackboneId,
+    Kind,
+    Manifest,
+    Pool,
+    Prefix,
+    RouterInfo,
+    RtvqParams,
+    TensorRecord,
+)
+
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset()  # obm-1 clause 12.2: version 1.0 defines none
+
+_KEYS: Final = frozenset(
+    {"alias", "attach", "backbone", "ext", "kind", "pools", "position", "prefix"}
+    | {"refs", "removed", "requires", "router", "task", "tensors"}
+)
+_KINDS: Final = frozenset(kind.value for kind in Kind)
+_SIDES: Final = frozenset({"tuned", "backbone"})
+
+
+def parse_manifest(value: object, limits: Limits) -> tuple[Manifest, dict[str, Pool]]:
+    """Parse and check a manifest.
+
+    Args:
+        value: what `parse_canonical` gave.
+        limits: bounds on what is accepted.
+
+    Returns:
+        the manifest, and the pools by name, which only the header needs.
+
+    Raises:
+        FormatError: `manifest_field`, `unsupported_feature`, `bad_name`, `duplicate_name`, `bad_shape`,
+            `unknown_encoding`, `bad_params`, `bad_digest`, `limit_exceeded`.
+    """
+    # First, because a file that needs an unknown feature may hold anything.
+    requires = _requires(typed(value, dict, "manifest"))
+    fields = Fields(value, "", _KEYS)
+    kind = Kind(fields.choice("kind", _KINDS, "manifest_field"))
+    tensors = _tensors(fields, limits)
+    manifest = Manifest(
+        kind=kind,
+        task=grammatical(fields.text("task", ""), TASK, "task"),
+        position=grammatical(fields.text("position", "none"), POSITION, "position"),
+        backbone=_backbone(fields),
+        tensors=tensors,
+        aliases=_aliases(fields, tensors, limits),
+        removed=_removed(fields, limits),
+        prefix=_prefix(fields),
+        attachments=_attachments(fields, limits),
+        refs=_refs(fields, limits),
+        router=_router(fields, kind),
+        requires=requires,
+        ext=_ext(fields, limits),
+    )
+    pools = _pools(fields)
+    _check_names(manifest)
+    _check_rtvq(manifest)
+    check_router(manifest)
+    return manifest, pools
+
+
+def _requires(tree: dict[str, object]) -> tuple[str, ...]:
+    requires = Fields(tree, "", frozenset(tree)).texts("requires")
+    for feature in requires:
+        grammatical(feature, FEATURE, "requires")
+    # obm-1 clause 12.2
+    unknown = sorted(set(requires) - KNOWN_FEATURES)
+    if unknown:
+        raise FormatError(
+            "unsupported_feature", "the file needs a newer obm", where="requires", got=", ".join(unknown[:8])
+        )
+    return requires
+
+
+def _tensors(fields: Fields, limits: Limits) -> tuple[TensorRecord, ...]:
+    items = fields.array("tensors")
+    # obm-1 clause 3.1, before any record is made
+    count = len(items) + len(fields.array("alias", [])) + len(fields.array("removed", []))
+    if count > limits.tensors:
+        raise FormatError(
+            "limit_exceeded",
+            "too many tensors, aliases and removed names",
+            where="tensors",
+            expected=f"at most {limits.tensors}",
+            got=count,
+        )
+    return tuple([parse_record(item, f"tensors[{index}]", limits) for index, item in enumerate(items)])
+
+
+def _backbone(fields: Fields) -> BackboneId:
+    known = frozenset({"architecture", "fingerprint", "n_params", "n_tensors"})
+    backbone = Fields(fields.value("backbone"), "backbone", known)
+    fingerprint = backbone.text("fingerprint")
+    check_digest(fingerprint, "backbone.fingerprint")
+    return BackboneId(
+        fingerprint=fingerprint,
+        n_tensors=backbone.number("n_tensors"),
+        n_params=backbone.number("n_params"),
+        architecture=grammatical(backbone.text("architecture", ""), ARCHITECTURE, "backbone.architecture"),
+    )
+
+
+def _aliases(fields: Fields, tensors: tuple[TensorRecord, ...], limits: Limits) -> tuple[tuple[str, str], ...]:
+    targets = {record.name for record in tensors}
+    aliases: list[tuple[str, str]] = []
+    for item in fields.array("alias", []):
+        pair = typed(item, list, "alias")
+        if len(pair) != 2:
+            raise FormatError("manifest_field", "an alias is a pair", where="alias", got=f"{len(pair)} items")
+        name = check_tensor_name(typed(pair[0], str, "alias"), limits, "alias")
+        target = typed(pair[1], str, "alias")
+        # obm-1 clause 5.8
+        if target not in targets:
+            raise FormatError(
+                "manifest_field",
+                "the target of an alias is no tensor record",
+                where=name,
+                got=ascii(target[:80]),
+            )
+        aliases.append((name, target))
+    return tuple(aliases)
+
+
+def _removed(fields: Fields, limits: Limits) -> tuple[str, ...]:
+    return tuple([check_tensor_name(name, limits, "removed") for name in fields.texts("removed")])
+
+
+def _prefix(fields: Fields) -> Prefix | None:
+    if "prefix" not in fields:
+        return None
+    prefix = Fields(fields.value("prefix"), "prefix", frozenset({"side", "text"}))
+    return Prefix(
+        side=prefix.choice("side", _SIDES, "manifest_field"),
+        text=grammatical(prefix.text("text"), PREFIX, "prefix.text"),
+    )
+
+
+def _attachments(fields: Fields, limits: Limits) -> tuple[Attachment, ...]:
+    items = fields.array("attach", [])
+    # obm-1 clause 3.1
+    if len(items) > limits.attachments:
+        raise FormatError(
+            "limit_exceeded", "too many attachments", expected=f"at most {limits.attachments}", got=len(items)
+        )
+    return tuple([_attachment(item, f"attach[{index}]", limits) for index, item in enumerate(items)])
+
+
+def _attachment(item: object, where: str, limits: Limits) -> Attachment:
+    fields = Fields(item, where, frozenset({"name", "nbytes"}))
+    name = check_attachment_name(fields.text("name"), where)
+    nbytes = fields.number("nbytes")
+    # obm-1 clause 3.1
+    if nbytes > limits.attachment_nbytes:
+        raise FormatError(
+            "limit_exceeded",
+            "the attachment is too large",
+            where=name,
+            expected=f"at most {limits.attachment_nbytes}",
+            got=nbytes,
+        )
+    return Attachment(name=name, nbytes=nbytes)
+
+
+def _refs(fields: Fields, limits: Limits) -> tuple[str, ...]:
+    refs = fields.texts("refs")
+    # obm-1 clause 3.1
+    if len(refs) > limits.refs:
+        raise FormatError("limit_exceeded", "too many refs", expected=f"at most {limits.refs}", got=len(refs))
+    return tuple([check_artifact_id(ref, "refs") for ref in refs])
+
+
+def _router(fields: Fields, kind: Kind) -> RouterInfo | None:
+    # obm-1 clause 5.1: exactly for kind router
+    if ("router" in fields) != (kind is Kind.ROUTER):
+        raise FormatError("manifest_field", "`router` belongs to kind router, and to no other", where="router")
+    if kind is not Kind.ROUTER:
+        return None
+    router = Fields(fields.value("router"), "router", frozenset({"max_tokens", "routes"}))
+    router.array("routes")
+    routes = tuple([grammatical(route, ROUTE, "router.routes") for route in router.texts("routes")])
+    max_tokens = router.number("max_tokens")
+    if not routes or len(set(routes)) != len(routes) or not max_tokens:
+        raise FormatError(
+            "manifest_field",
+            "a router needs unique routes and a token limit",
+            where="router",
+            got=f"{len(routes)} routes, max_tokens {max_tokens}",
+        )
+    return RouterInfo(routes=routes, max_tokens=max_tokens)
+
+
+def _ext(fields: Fields, limits: Limits) -> dict[str, object]:
+    ext = typed(fields.value("ext"), dict, "ext")
+    for key in ext:
+        grammatical(key, VENDOR_KEY, "ext")
+    nbytes = len(encode_canonical(ext))
+    # obm-1 clause 3.1
+    if nbytes > limits.ext_nbytes:
+        raise FormatError(
+            "limit_exceeded",
+            "too much vendor data",
+            where="ext",
+            expected=f"at most {limits.ext_nbytes}",
+            got=nbytes,
+        )
+    return ext
+
+
+def _pools(fields: Fields) -> dict[str, Pool]:
+    pools = Fields(fields.value("pools"), "pools", frozenset(POOL_NAMES))
+    return {name: _pool(pools.value(name), pools.path(name)) for name in POOL_NAMES if name in pools}
+
+
+def _pool(value: object, where: str) -> Pool:
+    fields = Fields(value, where, frozenset({"nbytes", "sha256"}))
+    return Pool(nbytes=fields.number("nbytes"), sha256=check_digest(fields.text("sha256"), fields.path("sha256")))
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Refuse names out of order or used twice (obm-1 clause 5.3)."""
+    names = [record.name for record in manifest.tensors]
+    aliases = [name for name, _ in manifest.aliases]
+    check_sorted(names, "tensors")
+    check_sorted(aliases, "alias")
+    check_sorted(manifest.removed, "removed")
+    check_sorted([attachment.name for attachment in manifest.attachments], "attach")
+    seen = set(names)
+    for name in (*aliases, *manifest.removed):
+        if name in seen:
+            raise FormatError("duplicate_name", "a name occurs twice", where=name)
+        seen.add(name)
+
+
+def _check_rtvq(manifest: Manifest) -> None:
+    """Refuse an `rtvq` record whose reference does not exist (obm-1 clause 6.7)."""
+    for record in manifest.tensors:
+        if isinstance(record.params, RtvqParams) and record.params.ref >= len(manifest.refs):
+            raise FormatError(
+                "bad_params",
+                "there is no such ref",
+                where=f"{record.name}.params.ref",
+                expected=f"less than {len(manifest.refs)}",
+                got=record.params.ref,
+            )
+
+
+def manifest_object(manifest: Manifest, pools: Mapping[str, Pool]) -> dict[str, object]:
+    """The JSON object of a manifest and its pools, without fields that have their defaults (clause 4.2)."""
+    optional: dict[str, tuple[object, object]] = {
+        "alias": ([list(alias) for alias in manifest.aliases], []),
+        "attach": ([{"name": item.name, "nbytes": item.nbytes} for item in manifest.attachments], []),
+        "ext": (manifest.ext, {}),
+        "pools": (
+            {name: {"nbytes": pool.nbytes, "sha256": pool.sha256.hex()} for name, pool in pools.items()},
+            {},
+        ),
+        "position": (manifest.position, "none"),
+        "prefix": (_prefix_object(manifest.prefix), {}),
+        "refs": (list(manifest.refs), []),
+        "removed": (list(manifest.removed), []),
+        "requires": (list(manifest.requires), []),
+        "router": (_router_object(manifest.router), {}),
+        "task": (manifest.task, ""),
+    }
+    return {
+        "backbone": _backbone_object(manifest.backbone),
+        "kind": manifest.kind.value,
+        "tensors": [record_object(record) for record in manifest.tensors],
+        **{key: value for key, (value, default) in optional.items() if value != default},
+    }
+
+
+def _backbone_object(backbone: BackboneId) -> dict[str, object]:
+    made: dict[str, object] = {
+        "fingerprint": backbone.fingerprint,
+        "n_params": backbone.n_params,
+        "n_tensors": backbone.n_tensors,
+    }
+    return made | ({"architecture": backbone.architecture} if backbone.architecture else {})
+
+
+def _prefix_object(prefix: Prefix | None) -> dict[str, object]:
+    return {} if prefix is None else {"side": prefix.side, "text": prefix.text}
+
+
+def _router_object(router: RouterInfo | None) -> dict[str, object]:
+    return {} if router is None else {"max_tokens": router.max_tokens, "routes": list(router.routes)}

@@ -1,0 +1,99 @@
+"""The parts of one record as codecs read them, and the rows of a tensor as spans of elements.
+
+Source: obm-1 clauses 5.6 and 9.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from obm_format.codecs.base import FrameInfo, Span
+from obm_format.container.reader import Container
+from obm_format.errors import UsageError
+from obm_format.layout import default_rows
+from obm_format.model import TensorRecord
+
+
+class RecordParts:
+    """A `PartReader` over one record of a container."""
+
+    def __init__(self, container: Container, record: TensorRecord) -> None:
+        self._container = container
+        self._record = record
+
+    def part(self, suffix: str) -> memoryview:
+        """See `PartReader.part`."""
+        return self._container.part(self._record, suffix)
+
+    def part_range(self, suffix: str, start: int, stop: int) -> bytes:
+        """See `PartReader.part_range`."""
+        return self._container.part_range(self._record, suffix, start, stop)
+
+    def frames(self, suffix: str) -> Sequence[FrameInfo]:
+        """See `PartReader.frames`."""
+        return self._container.frames(self._record, suffix)
+
+    def frame(self, suffix: str, index: int) -> bytes:
+        """See `PartReader.frame`."""
+        return self._container.frame(self._record, suffix, index)
+
+    def alphas(self) -> bytes:
+        """See `PartReader.alphas`."""
+        return self._container.alphas(self._record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCut:
+    """Some rows of a tensor.
+
+    Args:
+        shape: of these rows.
+        covered: their elements in what the encoding covers.
+        tail: their elements in the part `tail`.
+    """
+
+    shape: tuple[int, ...]
+    covered: Span
+    tail: Span
+
+
+def cut_rows(record: TensorRecord, rows: slice | None = None) -> RowCut:
+    """The elements of some rows along the first dimension.
+
+    Args:
+        record: the tensor.
+        rows: a slice without step; None: all rows.
+
+    Raises:
+        UsageError: `usage`, the slice has a step, or the tensor has no dimension to slice.
+    """
+    shape = record.spec.shape
+    if rows is not None and (not shape or rows.step not in (None, 1)):
+        raise UsageError("usage", "rows are a slice without step of the first dimension", where=record.name, got=rows)
+    count, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    first, last, _ = (rows or slice(None)).indices(count)
+    last = max(first, last)
+    old = count - record.grown_rows
+    covered = Span(min(first, old) * width, min(last, old) * width)
+    tail = Span((max(first, old) - old) * width, (max(last, old) - old) * width)
+    return RowCut(shape=(last - first, *shape[1:]) if shape else (), covered=covered, tail=tail)
+
+
+def matrix_shape(record: TensorRecord, rows: int | None = None) -> tuple[int, int]:
+    """Rows and columns of the matrix view of what the encoding covers.
+
+    Args:
+        record: the tensor.
+        rows: rows of the view; None: the default of obm-1 clause 6.1.
+
+    Raises:
+        UsageError: `bad_shape`, the elements do not make so many rows.
+    """
+    numel = record.encoded_numel
+    if rows is None:
+        rows = default_rows(record.encoded_shape)
+    if (rows < 1 or numel % rows) and (rows or numel):
+        raise UsageError("bad_shape", "the tensor has no such matrix view", where=record.name, got=f"{rows} rows")
+    return rows, numel // rows if rows else 0

@@ -1,0 +1,496 @@
+"""Open an expert and decode its tensors.
+
+Everything it returns has been checked: parts against their digests, backbone tensors before they are used,
+exact tensors after they are rebuilt. Never merges experts. Source: obm-1 clauses 5, 9 and 10.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Literal, Self
+
+import numpy as np
+
+from obm_format.codecs import catalogue, sign1
+from obm_format.codecs.base import Span, check_finite, empty, read_words, whole
+from obm_format.container.header import Header
+from obm_format.container.reader import Container, Defect, RecordDigests
+from obm_format.container.sources import AnySource
+from obm_format.errors import BackboneMismatch, FormatError, ObmError, UsageError
+from obm_format.expert.parts import RecordParts, RowCut, cut_rows, matrix_shape
+from obm_format.kernels import select_kernels
+from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
+from obm_format.limits import DEFAULT_LIMITS, Limits
+from obm_format.model import (
+    AffineParams,
+    Attachment,
+    Kind,
+    Manifest,
+    Mode,
+    RawParams,
+    RtvqParams,
+    SignParams,
+    TensorRecord,
+    TensorSpec,
+    ZeroParams,
+)
+from obm_format.progress import Progress
+
+Level = Literal["parts", "deep"]
+
+
+class Expert:
+    """An open expert. Use `open_expert`. All methods may be called from several threads.
+
+    Wherever a method takes `base`, that is the words of the whole backbone tensor `records[name].base`, in
+    its shape. Its digest is checked before it is used; `base_checked` says that the caller has done so, or
+    has proven the backbone's fingerprint. A name that is no tensor raises ObmError `not_found`.
+
+    Args:
+        container: the file; closed with the expert.
+        refs: open artifacts that `rtvq` records refer to, by artifact id.
+        kernels: the arithmetic; None: the fastest there is.
+    """
+
+    def __init__(
+        self, container: Container, refs: Mapping[str, Expert] | None = None, kernels: Kernels | None = None
+    ) -> None:
+        self.records: Mapping[str, TensorRecord] = MappingProxyType(
+            {record.name: record for record in container.manifest.tensors}
+        )
+        self._container = container
+        self._refs = dict(refs or {})
+        self._chosen = kernels
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    # --- what the header says -------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Artifact id."""
+        return self._container.id
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest."""
+        return self._container.manifest
+
+    @property
+    def header(self) -> Header:
+        """The header: manifest, pools and part table."""
+        return self._container.header
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file in bytes."""
+        return self._container.nbytes
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """The files that travel along, sorted by name."""
+        return self.manifest.attachments
+
+    def attachment(self, name: str) -> bytes:
+        """The bytes of an attachment.
+
+        Raises:
+            FormatError: `part_digest`, `pad_not_zero`, `truncated`.
+            ObmError: `not_found`.
+        """
+        return self._container.attachment(name)
+
+    def digests(self, name: str) -> RecordDigests:
+        """The digests of a tensor's record: backbone tensor, rebuilt tensor, parts.
+
+        Raises:
+            FormatError: the digests are damaged (`part_digest`, `pad_not_zero`, `truncated`).
+        """
+        return self._container.digests(self._record(name))
+
+    # --- tensors --------------------------------------------------------------------------------------------
+
+    def values(
+        self, name: str, base: Words | None = None, rows: slice | None = None, *, base_checked: bool = False
+    ) -> Float32:
+        """The task vector of a tensor, or of some of its rows.
+
+        Args:
+            name: tensor name in backbone coordinates.
+            base: the backbone tensor; only exact tensors with a counterpart need it.
+            rows: rows along the first dimension; None: all.
+            base_checked: the digest of `base` has been checked.
+
+        Returns:
+            float32[rows, *shape[1:]]; read-only where a tensor did not change.
+
+        Raises:
+            FormatError: what the parts' digests and the codecs find.
+            BackboneMismatch: `base_tensor`, `base_digest`.
+            UsageError: `usage`, a backbone tensor is needed; `bad_shape`, the tensor was replaced by one of
+                another shape; `unsupported_dtype`.
+        Source: obm-1 clause 9.2.
+        """
+        record = self._record(name)
+        cut = cut_rows(record, rows)
+        if not record.is_exact:
+            return self._approximate(record, cut).reshape(cut.shape)
+        if record.base is None:
+            return to_float32(self._words(record, cut, None), record.spec.dtype).reshape(cut.shape)
+        flat = self._base(record, base, base_checked)
+        if record.encoded_shape != record.base.shape:
+            raise UsageError("bad_shape", "the tensor has another shape than the backbone's", where=name)
+        words = self._words(record, cut, flat)
+        old, head = flat[cut.covered.start : cut.covered.stop], words[: cut.covered.size]
+        delta = self._kernels.subtract(head, record.spec.dtype, old, record.base.dtype)
+        if cut.tail.size:
+            delta = np.concatenate((delta, to_float32(words[cut.covered.size :], record.spec.dtype)))
+        return delta.reshape(cut.shape)
+
+    def operand(
+        self, name: str, base: Words | None = None, *, rows: int | None = None, base_checked: bool = False
+    ) -> Operand:
+        """The task vector of a tensor as the kernels take it, in a matrix view; without grown rows.
+
+        Args:
+            name: tensor name in backbone coordinates.
+            base: the backbone tensor; only `xdelta` and `sparse` in mode replace need it.
+            rows: rows of the matrix view; None: the record's.
+            base_checked: the digest of `base` has been checked.
+
+        Returns:
+            sign bits stay packed if `rows` is the record's.
+
+        Raises:
+            FormatError: what the parts' digests and the codecs find.
+            BackboneMismatch: `base_tensor`, `base_digest`.
+            UsageError: `usage`, a backbone tensor is needed.
+        """
+        record = self._record(name)
+        params = record.params
+        if isinstance(params, ZeroParams):
+            return ZeroOperand()
+        if isinstance(params, SignParams) and rows in (None, params.rows):
+            return sign1.operand(record, RecordParts(self._container, record))
+        view = matrix_shape(record, rows)
+        if record.is_exact:
+            words = self._exact(record, base, base_checked).reshape(-1)[: record.encoded_numel]
+            return ExactOperand(words=words.reshape(view), dtype=record.spec.dtype)
+        return ValueOperand(values=self._decode(record, whole(record)).reshape(view))
+
+    def exact(self, name: str, base: Words | None = None, *, base_checked: bool = False) -> Words:
+        """The fine-tune's tensor, bit for bit, its digest checked.
+
+        Args:
+            name: tensor name in backbone coordinates.
+            base: the backbone tensor; `xdelta`, `sparse` and `zero` need it.
+            base_checked: the digest of `base` has been checked.
+
+        Returns:
+            words of the record's dtype and shape; read-only views for `raw` and `zero`.
+
+        Raises:
+            FormatError: what the parts' digests and the codecs find; `output_digest`, `not_finite`.
+            BackboneMismatch: `base_tensor`, `base_digest`.
+            UsageError: `usage`, the tensor is approximate, or a backbone tensor is needed.
+        Source: obm-1 clauses 5.5 and 9.4.
+        """
+        record = self._record(name)
+        if record.is_unchanged:
+            return self._base(record, base, base_checked).reshape(record.spec.shape)
+        if not record.is_exact:
+            raise UsageError("usage", "the tensor is stored approximately", where=name, got=record.encoding)
+        return self._exact(record, base, base_checked)
+
+    def tail(self, name: str) -> Words | None:
+        """The grown rows of a tensor, whole (obm-1 clause 5.6).
+
+        Returns:
+            words [grown rows, *shape[1:]], or None where the tensor did not grow.
+
+        Raises:
+            FormatError: what the part's digest finds; `not_finite`.
+        """
+        record = self._record(name)
+        if not record.grown_rows:
+            return None
+        cut = cut_rows(record, slice(record.spec.shape[0] - record.grown_rows, None))
+        return self._tail(record, cut).reshape(cut.shape)
+
+    def rebuild(
+        self,
+        name: str,
+        base: Words | None = None,
+        kernels: Kernels | None = None,
+        *,
+        base_checked: bool = False,
+    ) -> Words:
+        """The tensor that the expert alone makes of the backbone's.
+
+        Args:
+            name: tensor name in backbone coordinates.
+            base: the backbone tensor; not needed for added tensors and `raw` in mode replace.
+            kernels: the arithmetic; None: that of the expert.
+            base_checked: the digest of `base` has been checked.
+
+        Returns:
+            words of the record's dtype and shape; may be a read-only view of `base` or of the file.
+
+        Raises:
+            FormatError: what the parts' digests and the codecs find; `output_digest`, `not_finite`.
+            BackboneMismatch: `base_tensor`, `base_digest`.
+            UsageError: `usage`, a backbone tensor is needed.
+        Source: obm-1 clause 9.3.
+        """
+        record = self._record(name)
+        if record.is_exact or record.is_unchanged:
+            return self.exact(name, base, base_checked=base_checked)
+        old = self._base(record, base, base_checked)
+        assert record.base is not None  # noqa: S101 - only added tensors have none, and they are exact
+        out: Words = empty(record.spec.numel, words_dtype(record.spec.dtype))
+        covered = record.encoded_numel
+        if covered:
+            view = matrix_shape(record, record.params.rows if isinstance(record.params, SignParams) else None)
+            (kernels or self._kernels).merge(
+                old.reshape(view),
+                record.base.dtype,
+                self._addend(record),
+                [],
+                combine=Combine.SUM,
+                weights=[],
+                lam=0.0,
+                out=out[:covered].reshape(view),
+                out_dtype=record.spec.dtype,
+            )
+        if record.grown_rows:
+            out[covered:] = self._tail(record, cut_rows(record, None))
+        check_finite(out, record.spec.dtype, name)
+        return out.reshape(record.spec.shape)
+
+    def check_base(self, name: str, spec: TensorSpec, sha256: bytes) -> None:
+        """Refuse a backbone tensor that is not the one the record was made against.
+
+        Args:
+            name: tensor name in backbone coordinates; its record has a counterpart.
+            spec: the backbone tensor's dtype and shape.
+            sha256: digest of its bytes.
+
+        Raises:
+            BackboneMismatch: `base_tensor`, `base_digest`.
+        Source: obm-1 clause 10.3.
+        """
+        record = self._record(name)
+        if record.base is None or (record.base.dtype, record.base.shape) != (spec.dtype, spec.shape):
+            raise _other_tensor(record, f"{spec.dtype.name}{list(spec.shape)}")
+        expected = self._container.digests(record).base
+        if expected != sha256:
+            raise BackboneMismatch(
+                "base_digest",
+                "the backbone tensor has other bytes than the expert was made against",
+                where=name,
+                expected=expected.hex() if expected else None,
+                got=sha256.hex(),
+                hint="use the backbone that `obm inspect` names",
+            )
+
+    def verify(
+        self,
+        level: Level = "parts",
+        base: Callable[[str], Words] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Defect]:
+        """Look for everything that is wrong with the file.
+
+        Args:
+            level: `parts`: every digest and all padding; `deep`: also every frame, sum and tensor.
+            base: gives the words of a backbone tensor by the backbone's name; with it `deep` rebuilds all
+                tensors, without it tensors are decoded as far as they go.
+            progress: told how many bytes are hashed.
+
+        Returns:
+            all defects; empty for a sound file.
+
+        Raises:
+            ObmError: the file cannot be read at all (`io`, `network`).
+        Source: obm-1 clause 14.2.
+        """
+        defects = self._container.verify(True, progress, deep=level == "deep")
+        if level == "deep" and not defects:
+            defects.extend(self._deep_defects(base))
+        return defects
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    @property
+    def _kernels(self) -> Kernels:
+        if self._chosen is None:
+            self._chosen = select_kernels()
+        return self._chosen
+
+    def _record(self, name: str) -> TensorRecord:
+        record = self.records.get(name)
+        if record is None:
+            raise ObmError("not_found", "the expert has no such tensor", where=name)
+        return record
+
+    def _base(self, record: TensorRecord, base: Words | None, checked: bool) -> Words:
+        """The backbone's words, flat and checked (obm-1 clause 10.3)."""
+        if base is None or record.base is None:
+            raise UsageError("usage", f"{record.encoding} needs the backbone's tensor", where=record.name)
+        if base.dtype != words_dtype(record.base.dtype) or base.shape != record.base.shape:
+            raise _other_tensor(record, f"{base.dtype}{list(base.shape)}")
+        flat = np.ascontiguousarray(base).reshape(-1)
+        if not checked:
+            self.check_base(record.name, record.base, _sha256(flat))
+        return flat
+
+    def _decode(self, record: TensorRecord, span: Span) -> Float32:
+        parts = RecordParts(self._container, record)
+        reference = self._reference(record, record.params, span) if isinstance(record.params, RtvqParams) else None
+        return catalogue.decode_values(record, parts, span, kernels=self._kernels, reference=reference)
+
+    def _approximate(self, record: TensorRecord, cut: RowCut) -> Float32:
+        values = self._decode(record, cut.covered)
+        if not cut.tail.size:
+            return values
+        return np.concatenate((values, to_float32(self._tail(record, cut), record.spec.dtype)))
+
+    def _words(self, record: TensorRecord, cut: RowCut, base: Words | None) -> Words:
+        """The flat words of some rows of an exact record; the digest of all of them when they are all."""
+        parts = RecordParts(self._container, record)
+        words = catalogue.decode_words(record, parts, cut.covered, base)
+        if cut.tail.size:
+            words = np.concatenate((words, self._tail(record, cut)))
+        # obm-1 clause 9.4
+        expected = self._container.digests(record).out
+        if words.size == record.spec.numel and _sha256(words) != expected:
+            raise FormatError(
+                "output_digest",
+                "the rebuilt tensor does not hash to its digest",
+                where=record.name,
+                expected=expected.hex() if expected else None,
+            )
+        check_finite(words, record.spec.dtype, record.name)  # obm-1 clause 9.3
+        return words
+
+    def _exact(self, record: TensorRecord, base: Words | None, checked: bool) -> Words:
+        needs_base = record.encoding != "raw"
+        flat = self._base(record, base, checked) if needs_base else None
+        return self._words(record, cut_rows(record, None), flat).reshape(record.spec.shape)
+
+    def _tail(self, record: TensorRecord, cut: RowCut) -> Words:
+        words = read_words(RecordParts(self._container, record), "tail", record.spec.dtype, cut.tail)
+        check_finite(words, record.spec.dtype, f"{record.name}#tail")
+        return words
+
+    def _addend(self, record: TensorRecord) -> Operand:
+        if isinstance(record.params, ZeroParams):
+            # obm-1 clause 9.3: f32(backbone) + 0, which is not the backbone's bits where those are -0
+            return ValueOperand(values=np.zeros(matrix_shape(record, None), dtype=np.float32))
+        return self.operand(record.name)
+
+    def _reference(self, record: TensorRecord, params: RtvqParams, span: Span) -> Float32:
+        """The values of the base vector that an `rtvq` record refers to (obm-1 clause 6.7)."""
+        wanted = self.manifest.refs[params.ref]
+        other = self._refs.get(wanted)
+        if other is None:
+            raise ObmError(
+                "not_found",
+                "the base vector is not at hand",
+                where=record.name,
+                expected=wanted,
+                hint="pull it too",
+            )
+        found = other.records.get(record.name)
+        same = (other.id, other.manifest.kind, other.manifest.backbone.fingerprint) == (
+            wanted,
+            Kind.RTVQ_BASE,
+            self.manifest.backbone.fingerprint,
+        )
+        fits = (
+            found is not None
+            and isinstance(found.params, AffineParams | ZeroParams)
+            and found.encoded_shape == record.encoded_shape
+        )
+        if found is None or not (same and fits):
+            raise FormatError(
+                "bad_reference",
+                "the artifact is no base vector for this tensor",
+                where=record.name,
+                got=other.id,
+            )
+        return other._decode(found, span)
+
+    def _deep_defects(self, base: Callable[[str], Words] | None) -> Iterator[Defect]:
+        for record in self.manifest.tensors:
+            try:
+                self._check_deeply(record, base)
+            except ObmError as error:
+                yield Defect(reason=error.reason, where=error.where or record.name, detail=str(error))
+
+    def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None) -> None:
+        missing = isinstance(record.params, RtvqParams) and self.manifest.refs[record.params.ref] not in self._refs
+        if record.mode is not Mode.DELTA and isinstance(record.params, RawParams):
+            self.exact(record.name)
+        elif record.base is None:
+            self.rebuild(record.name)
+        elif base is not None and not missing:
+            self.rebuild(record.name, base(record.base.name))
+        else:
+            catalogue.check(record, RecordParts(self._container, record), self._kernels)
+            self.tail(record.name)
+
+
+def open_expert(
+    source: AnySource,
+    *,
+    expected_id: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    refs: Mapping[str, Expert] | None = None,
+    kernels: Kernels | None = None,
+    mapped: bool = False,
+) -> Expert:
+    """Open an expert; its header is checked, its parts are read when they are needed.
+
+    Args:
+        source: a path, the bytes of a file, or a source, which then belongs to the expert.
+        expected_id: artifact id that the file must have.
+        limits: bounds on what is accepted.
+        refs: open artifacts that `rtvq` records may refer to, by artifact id; they stay the caller's.
+        kernels: the arithmetic; None: the fastest that this machine has.
+        mapped: map a path into memory instead of reading it.
+
+    Raises:
+        FormatError: the header is not sound, or not that of `expected_id` (`artifact_id`).
+        ObmError: the file cannot be read (`not_found`, `io`, `network`).
+    """
+    container = Container.open(source, expected_id=expected_id, limits=limits, mapped=mapped)
+    return Expert(container, refs, kernels)
+
+
+def _sha256(flat: Words) -> bytes:
+    return hashlib.sha256(flat.view(np.uint8).data).digest()
+
+
+def _other_tensor(record: TensorRecord, got: str) -> BackboneMismatch:
+    base = record.base
+    return BackboneMismatch(
+        "base_tensor",
+        "the backbone tensor has another dtype or shape",
+        where=record.name,
+        expected=f"{base.dtype.name}{list(base.shape)}" if base else "no such tensor",
+        got=got,
+    )

@@ -1,0 +1,267 @@
+"""The loader: a pristine backbone and packed experts to merged weights in storage that exists already.
+
+The backbone stays a mapped file that is only read, so there is nothing to undo: every activation starts from
+it. An activation stages all tensors first and copies them last; whatever fails before that leaves the old
+weights.
+Source: design, "Loader".
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from obm_format.checkpoint import open_checkpoint
+from obm_format.container.sources import BytesSource
+from obm_format.errors import UsageError
+from obm_format.expert import Expert, open_expert
+from obm_format.kernels.contract import Kernels
+from obm_format.kernels.words import Words
+from obm_format.merge import Recipe, WeightStream
+from obm_format.model import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+BUDGET_NBYTES = 1 << 30
+_TORCH = {
+    DType.BOOL: "bool",
+    DType.U8: "uint8",
+    DType.I8: "int8",
+    DType.F8_E4M3: "float8_e4m3fn",
+    DType.F8_E5M2: "float8_e5m2",
+    DType.U16: "uint16",
+    DType.I16: "int16",
+    DType.F16: "float16",
+    DType.BF16: "bfloat16",
+    DType.U32: "uint32",
+    DType.I32: "int32",
+    DType.F32: "float32",
+    DType.U64: "uint64",
+    DType.I64: "int64",
+    DType.F64: "float64",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What `Loader.activate` put in place.
+
+    Args:
+        method: name of the merge method.
+        route: task name or artifact id of the routed expert, or None.
+        recipe: digest of the recipe with backbone and experts in it.
+        tensors: tensors that were written.
+        nbytes: their bytes.
+    """
+
+    method: str
+    route: str | None
+    recipe: str
+    tensors: int
+    nbytes: int
+
+
+class Loader:
+    """A backbone with a set of experts, ready to become weights.
+
+    Args:
+        base: checkpoint folder or safetensors file of the backbone.
+        experts: paths of `.obm` files.
+        budget_bytes: most bytes of packed experts that are kept in memory; the least recently used go first.
+            What does not fit is read from its file each time.
+        device: where the weights are; only "cpu" so far.
+        kernels: who computes; by default the fastest at hand.
+
+    Raises:
+        ObmError: a file cannot be opened.
+        UsageError: `usage`, another device, or a budget below 0.
+    """
+
+    def __init__(
+        self,
+        base: str | os.PathLike[str],
+        experts: Sequence[str | os.PathLike[str]],
+        budget_bytes: int = BUDGET_NBYTES,
+        device: str = "cpu",
+        *,
+        kernels: Kernels | None = None,
+    ) -> None:
+        if device != "cpu":
+            raise UsageError("usage", "this version loads to the CPU only", got=device)
+        if budget_bytes < 0:
+            raise UsageError("usage", "the budget is a number of bytes", got=budget_bytes)
+        self._kernels = kernels
+        self._lock = threading.Lock()
+        self._base = open_checkpoint(base)
+        self._residents = Residents(experts, budget_bytes)
+        self.active: Activation | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close backbone and experts."""
+        with self._lock:
+            self._residents.close()
+            self._base.close()
+
+    def activate(self, target: Mapping[str, torch.Tensor], recipe: Recipe) -> Activation:
+        """Merge by `recipe` and copy the result into tensors that exist, whose storage stays where it is.
+
+        One activation runs at a time, from whatever threads. Needs memory for all merged tensors once.
+
+        Args:
+            target: tensors by the names of the merged checkpoint, for instance `model.state_dict()`. Tensors
+                that share their storage with one of the merged ones (tied weights) are written through that.
+            recipe: how to merge.
+
+        Returns:
+            what is in place now, also as `active`.
+
+        Raises:
+            UsageError: `usage`: names, shapes or dtypes of `target` are not those of the merged weights.
+            ObmError: as `WeightStream`; `target` has its old values then.
+        """
+        with self._lock:
+            stream = WeightStream(self._base, self._residents.experts(), recipe, kernels=self._kernels)
+            specs = stream.metadata()
+            check_target(target, specs)
+            staged = {spec.name: as_torch(words, spec.dtype) for spec, words in stream}
+            self.active = None  # from here on neither the old weights nor the new ones, until all are copied
+            _commit(target, staged)
+            self.active = Activation(
+                method=recipe.method.value,
+                route=stream.plan.route,
+                recipe=stream.plan.digest,
+                tensors=len(specs),
+                nbytes=stream.plan.bytes_written,
+            )
+            return self.active
+
+
+class Residents:
+    """Open experts, as many of them as a budget allows held in memory, the least recently used dropped first.
+
+    Args:
+        paths: `.obm` files.
+        budget_bytes: most bytes held in memory.
+    """
+
+    def __init__(self, paths: Iterable[str | os.PathLike[str]], budget_bytes: int) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._budget = budget_bytes
+        self._held: OrderedDict[Path, Expert] = OrderedDict()
+        self._files: list[Expert] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return sum(expert.nbytes for expert in self._held.values())
+
+    def experts(self) -> list[Expert]:
+        """All experts, open. Those of the last call that were not held are closed by this one."""
+        self._close_files()
+        found = []
+        for path in self._paths:
+            expert = self._held.get(path) or self._open(path)
+            if path in self._held:
+                self._held.move_to_end(path)
+            found.append(expert)
+        return found
+
+    def close(self) -> None:
+        """Close all."""
+        self._close_files()
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def _open(self, path: Path) -> Expert:
+        if path.is_file() and path.stat().st_size + self.nbytes <= self._budget:
+            self._held[path] = open_expert(BytesSource(path.read_bytes(), str(path)))
+            return self._held[path]
+        expert = open_expert(path)
+        self._files.append(expert)
+        return expert
+
+    def _close_files(self) -> None:
+        while self._files:
+            self._files.pop().close()
+
+
+def check_target(target: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec]) -> None:
+    """Refuse tensors that merged weights cannot be copied into one to one.
+
+    Raises:
+        UsageError: `usage`.
+    """
+    for spec in specs:
+        tensor = target.get(spec.name)
+        if tensor is None:
+            raise UsageError("usage", "the target has no such tensor", where=spec.name)
+        expected = f"{torch_name(spec.dtype)}{list(spec.shape)}"
+        got = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        if expected != got or tensor.device.type != "cpu":
+            raise UsageError(
+                "usage",
+                "the target's tensor does not fit",
+                where=spec.name,
+                expected=f"{expected} on cpu",
+                got=f"{got} on {tensor.device}",
+                hint="a recipe with `dtype` casts the merged weights",
+            )
+    names = {spec.name for spec in specs}
+    written = {_place(target[name]) for name in names}
+    left = sorted(name for name in target if name not in names and _place(target[name]) not in written)
+    if left:
+        raise UsageError("usage", f"{len(left)} tensors of the target are not in the merged weights", where=left[0])
+
+
+def torch_name(dtype: DType) -> str:
+    """What torch calls a dtype."""
+    return _TORCH[dtype]
+
+
+def as_torch(words: Words, dtype: DType) -> torch.Tensor:
+    """A torch tensor of its own memory with these bits.
+
+    Args:
+        words: words of `dtype`, any shape.
+        dtype: any dtype that torch has.
+    """
+    import torch
+
+    own = words.copy() if not words.flags.writeable or words.base is not None else words
+    flat = torch.from_numpy(np.ascontiguousarray(own).reshape(-1).view(np.uint8))
+    return flat.view(getattr(torch, torch_name(dtype))).reshape(words.shape)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
+
+
+def _commit(target: Mapping[str, torch.Tensor], staged: Mapping[str, torch.Tensor]) -> None:
+    """Copy all; an interrupt in the midst is answered after a second, complete pass."""
+    try:
+        _copy_all(target, staged)
+    except BaseException:
+        _copy_all(target, staged)
+        raise
+
+
+def _copy_all(target: Mapping[str, torch.Tensor], staged: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in staged.items():
+        target[name].detach().copy_(tensor)

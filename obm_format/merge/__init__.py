@@ -1,0 +1,21 @@
+"""The read side: recipes, plans, and one streaming pass from backbone and experts to merged weights."""
+
+from obm_format.merge.execute import WeightStream
+from obm_format.merge.folder import ExpertReport, MergeReport, materialize
+from obm_format.merge.plan import MergePlan, plan_merge
+from obm_format.merge.recipe import Cut, Method, Recipe, Scope, parse_recipe, read_recipe
+
+__all__ = [
+    "Cut",
+    "ExpertReport",
+    "MergePlan",
+    "MergeReport",
+    "Method",
+    "Recipe",
+    "Scope",
+    "WeightStream",
+    "materialize",
+    "parse_recipe",
+    "plan_merge",
+    "read_recipe",
+]

@@ -1,0 +1,401 @@
+"""The plan of a merge, from headers alone: who takes part, which tensor comes from what, how many bytes.
+
+Everything that can be refused without reading weights is refused here, before anything is written.
+Source: obm-1 clauses 5.5 to 5.8, 10.3, 10.4; design, "Maths".
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from obm_format.errors import BackboneMismatch, UsageError
+from obm_format.layout import part_layouts
+from obm_format.merge.recipe import NO_ROUTE, Recipe, Scope
+from obm_format.model import Kind, Manifest, Prefix, TensorRecord, TensorSpec
+
+
+class Header(Protocol):
+    """What a plan reads of an expert."""
+
+    @property
+    def id(self) -> str:
+        """The artifact id."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One expert of a merge: artifact id, manifest, and its factor where it is combined with others."""
+
+    id: str
+    manifest: Manifest
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """Task name, or the artifact id where there is none."""
+        return self.manifest.task or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """The record of an expert (by its place in `MergePlan.participants`) that is combined into a tensor."""
+
+    participant: int
+    record: TensorRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How one tensor of the output comes to be.
+
+    Args:
+        spec: name, dtype and shape in the output.
+        base: the backbone's tensor; None for added tensors.
+        routed: the routed expert's record; None without a routed expert.
+        others: what is combined into it, by ascending artifact id.
+        witnesses: every expert's record for the backbone tensor: their digests say which bytes it must have.
+        copies: further output names with the same content (aliases, clause 5.8).
+    """
+
+    spec: TensorSpec
+    base: TensorSpec | None
+    routed: TensorRecord | None = None
+    others: tuple[Contribution, ...] = ()
+    witnesses: tuple[Contribution, ...] = ()
+    copies: tuple[str, ...] = ()
+
+    @property
+    def is_arithmetic(self) -> bool:
+        """Whether the kernels make it; else it is a copy of the backbone's or the routed expert's bits."""
+        if self.base is None or not (self.base.dtype.is_float and self.spec.dtype.is_float):
+            return False
+        return self.routed is None or can_combine(self.routed)
+
+    @property
+    def specs(self) -> Iterator[TensorSpec]:
+        """The output tensors that it makes."""
+        for name in (self.spec.name, *self.copies):
+            yield replace(self.spec, name=name)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of backbone and experts that go into it."""
+        records = [*([] if self.routed is None else [self.routed]), *(other.record for other in self.others)]
+        parts = sum(layout.nbytes for record in records for layout in part_layouts(record))
+        return parts + (self.base.nbytes if self.base is not None else 0)
+
+    @property
+    def peak_nbytes(self) -> int:
+        """Upper estimate of its private memory: the output, and a float32 array per operand."""
+        return self.spec.nbytes + 4 * self.spec.numel * (1 + len(self.others))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergePlan:
+    """What `WeightStream` will do.
+
+    Args:
+        recipe: as asked for.
+        participants: the experts by ascending artifact id.
+        routed: place of the routed expert among them, or None.
+        steps: sorted by output name.
+        left_out: (artifact id, tensor name) of task vectors that cannot be combined: another shape, no float
+            dtype.
+    """
+
+    recipe: Recipe
+    participants: tuple[Participant, ...]
+    routed: int | None
+    steps: tuple[Step, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def route(self) -> str | None:
+        """Task name or artifact id of the routed expert."""
+        return None if self.routed is None else self.participants[self.routed].label
+
+    @property
+    def digest(self) -> str:
+        """Digest of the recipe with fingerprint and artifact ids in it: of all that decides the output."""
+        return replace(
+            self.recipe,
+            backbone=self.participants[0].manifest.backbone.fingerprint,
+            experts=tuple(one.id for one in self.participants),
+            route=None if self.routed is None else self.participants[self.routed].id,
+            weight={one.id: one.weight for one in self.participants if one.weight != 1},
+        ).digest
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """All tensors of the output, in the order in which they are made."""
+        return [spec for step in self.steps for spec in step.specs]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of backbone and experts that will be read."""
+        return sum(step.bytes_read for step in self.steps)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all tensors of the output."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    @property
+    def peak_private_bytes(self) -> int:
+        """Upper estimate of the private memory for tensors: two steps are under way at a time."""
+        largest = sorted((step.peak_nbytes for step in self.steps), reverse=True)
+        return sum(largest[:2])
+
+
+def plan_merge(base: Mapping[str, TensorSpec], experts: Sequence[Header], recipe: Recipe) -> MergePlan:
+    """Plan a merge.
+
+    Args:
+        base: the backbone's tensors by name.
+        experts: in any order; at least one.
+        recipe: how.
+
+    Returns:
+        the plan.
+
+    Raises:
+        UsageError: `route_needed`; `bad_recipe` for a route or weight that names no expert, or an artifact
+            that is no task vector; `usage` without experts or with one twice.
+        BackboneMismatch: experts of different backbones, or `base` is not theirs (`backbone_mismatch`,
+            `base_tensor`).
+    """
+    participants = _participants(experts, recipe)
+    for participant in participants:
+        check_backbone(base, participant)
+    routed = _routed(participants, recipe)
+    views = [RecordView(participant.manifest) for participant in participants]
+    outline = _expert_steps(views[routed].manifest) if routed is not None else _backbone_steps(base)
+    steps, left_out = [], []
+    for step in outline:
+        witnesses = _witnesses(step, views)
+        others, missed = _others(replace(step, witnesses=witnesses), routed, recipe)
+        left_out += [(participants[place].id, step.spec.name) for place in missed]
+        steps.append(_with_dtype(replace(step, witnesses=witnesses, others=others), recipe))
+    steps.sort(key=lambda step: step.spec.name)
+    return MergePlan(
+        recipe=recipe, participants=participants, routed=routed, steps=tuple(steps), left_out=tuple(left_out)
+    )
+
+
+class RecordView:
+    """An expert's records by the name of the backbone tensor that they are taken against."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._by_name = {record.name: record for record in manifest.tensors}
+        self._by_base: dict[str, TensorRecord] = {}
+        for record in manifest.tensors:
+            # an untied head has the embedding as its counterpart too: the record of that name goes first
+            if record.base is not None and (record.base.name == record.name or record.base.name not in self._by_base):
+                self._by_base[record.base.name] = record
+        for name, target in manifest.aliases:
+            if self._by_name[target].base is not None:
+                self._by_base[name] = self._by_name[target]
+
+    def against(self, name: str, base: TensorSpec) -> TensorRecord | None:
+        """The record for backbone tensor `base`; of several the one called `name`."""
+        same = self._by_name.get(name)
+        if same is not None and same.base is not None and same.base.name == base.name:
+            return same
+        return self._by_base.get(base.name)
+
+
+def check_backbone(base: Mapping[str, TensorSpec], participant: Participant) -> None:
+    """Refuse a checkpoint that cannot be the expert's backbone: names, dtypes, shapes and counts.
+
+    Raises:
+        BackboneMismatch: `base_tensor` or `backbone_mismatch`.
+    """
+    manifest = participant.manifest
+    where, hint = f"expert {participant.label}", "use the backbone that the expert was made against"
+    for record in manifest.tensors:
+        # obm-1 clause 10.3
+        if record.base is not None and base.get(record.base.name) != record.base:
+            raise BackboneMismatch(
+                "base_tensor",
+                f"backbone tensor {record.base.name} is missing or differs",
+                where=where,
+                expected=_describe(record.base),
+                got=_describe(base.get(record.base.name)),
+                hint=hint,
+            )
+    # obm-1 clause 10.4
+    known = {record.base.name for record in manifest.tensors if record.base is not None}
+    known |= {name for name, _ in manifest.aliases} | set(manifest.removed)
+    unknown = sorted(base.keys() - known)
+    n_params = sum(spec.numel for spec in base.values())
+    if unknown or (len(base), n_params) != (manifest.backbone.n_tensors, manifest.backbone.n_params):
+        extra = f", among them {unknown[0]}, which the expert does not know" if unknown else ""
+        raise BackboneMismatch(
+            "backbone_mismatch",
+            "the checkpoint is not the backbone of this expert",
+            where=where,
+            expected=f"{manifest.backbone.n_tensors} tensors of {manifest.backbone.n_params} elements",
+            got=f"{len(base)} tensors of {n_params} elements{extra}",
+            hint=hint,
+        )
+
+
+def covered_shape(record: TensorRecord) -> tuple[int, ...]:
+    """The shape that stands against the backbone tensor: without grown rows, however they are stored."""
+    if record.base is None or not record.is_exact:
+        return record.encoded_shape
+    rows, shape = record.base.shape[:1], record.spec.shape
+    return rows + shape[1:] if rows and shape and shape[0] > rows[0] else shape
+
+
+def can_combine(record: TensorRecord) -> bool:
+    """Whether a record's task vector can be added to its backbone tensor: floats of equal shape."""
+    return (
+        record.base is not None
+        and record.base.dtype.is_float
+        and record.spec.dtype.is_float
+        and covered_shape(record) == record.base.shape
+    )
+
+
+def output_name(name: str, prefix: Prefix | None, *, has_counterpart: bool) -> str:
+    """What the fine-tune calls a tensor (obm-1 clause 5.7)."""
+    if prefix is None or not has_counterpart:
+        return name
+    return prefix.text + name if prefix.side == "tuned" else name.removeprefix(prefix.text)
+
+
+def find_expert(name: str, participants: Sequence[Participant], field: str) -> int:
+    """The place of the expert called `name`, by task or artifact id.
+
+    Raises:
+        UsageError: `bad_recipe`, naming the nearest.
+    """
+    found = [place for place, one in enumerate(participants) if name in (one.manifest.task, one.id)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            "bad_recipe",
+            f"{len(found)} experts have the task name {name}",
+            where=field,
+            hint="use the artifact id",
+        )
+    labels = [participant.label for participant in participants]
+    nearest = difflib.get_close_matches(name, labels, n=3, cutoff=0.5) or labels[:3]
+    raise UsageError("bad_recipe", f"no expert is called {name}", where=field, hint=f"there is {', '.join(nearest)}")
+
+
+def _participants(experts: Sequence[Header], recipe: Recipe) -> tuple[Participant, ...]:
+    if not experts:
+        raise UsageError("usage", "a merge needs at least one expert")
+    found = [Participant(id=one.id, manifest=one.manifest) for one in sorted(experts, key=lambda one: one.id)]
+    for before, after in itertools.pairwise(found):
+        if before.id == after.id:
+            raise UsageError("usage", "an expert is given twice", where=after.label, got=after.id)
+    first = found[0].manifest.backbone.fingerprint
+    for one in found:
+        if one.manifest.kind is not Kind.TASK_VECTOR:
+            raise UsageError("bad_recipe", f"is a {one.manifest.kind.value}, no task vector", where=one.label)
+        if one.manifest.backbone.fingerprint != first:
+            raise BackboneMismatch(
+                "backbone_mismatch",
+                f"has another backbone than {found[0].label}",
+                where=one.label,
+                expected=first,
+                got=one.manifest.backbone.fingerprint,
+            )
+    for name, weight in recipe.weight.items():
+        place = find_expert(name, found, "weight")
+        found[place] = replace(found[place], weight=weight)
+    return tuple(found)
+
+
+def _routed(participants: Sequence[Participant], recipe: Recipe) -> int | None:
+    if not recipe.rules.routes and recipe.route is not None:
+        raise UsageError("bad_recipe", f"method {recipe.method.value} has no route", where="route", got=recipe.route)
+    if not recipe.rules.routes or recipe.route == NO_ROUTE:
+        return None
+    if recipe.route is not None:
+        return find_expert(recipe.route, participants, "route")
+    if len(participants) > 1:
+        raise UsageError(
+            "route_needed",
+            f"{len(participants)} experts and no route",
+            hint="name a route: " + ", ".join(one.label for one in participants),
+        )
+    return 0
+
+
+def _backbone_steps(base: Mapping[str, TensorSpec]) -> Iterator[Step]:
+    """Without a routed expert the output has the backbone's tensors."""
+    for spec in base.values():
+        yield Step(spec=spec, base=spec)
+
+
+def _expert_steps(manifest: Manifest) -> Iterator[Step]:
+    """With one it has that expert's tensors, by the names that the fine-tune gave them."""
+    names: dict[str, list[str]] = {}
+    counterparts = {record.name: record.base is not None for record in manifest.tensors}
+    for alias, target in manifest.aliases:
+        # obm-1 clause 5.8: an alias has a counterpart exactly where its target has one
+        name = output_name(alias, manifest.prefix, has_counterpart=counterparts[target])
+        names.setdefault(target, []).append(name)
+    for record in manifest.tensors:
+        name = output_name(record.name, manifest.prefix, has_counterpart=record.base is not None)
+        yield Step(
+            spec=replace(record.spec, name=name),
+            base=record.base,
+            routed=record,
+            copies=tuple(names.get(record.name, ())),
+        )
+
+
+def _witnesses(step: Step, views: Sequence[RecordView]) -> tuple[Contribution, ...]:
+    if step.base is None:
+        return ()
+    name = step.spec.name if step.routed is None else step.routed.name
+    found = ((place, view.against(name, step.base)) for place, view in enumerate(views))
+    return tuple(Contribution(place, record) for place, record in found if record is not None)
+
+
+def _others(step: Step, routed: int | None, recipe: Recipe) -> tuple[tuple[Contribution, ...], list[int]]:
+    """Who is combined into a tensor, and who would be, were its task vector not of another shape or kind."""
+    if recipe.rules.combine is None or recipe.lam == 0:
+        return (), []
+    able, missed = [], []
+    for other in step.witnesses:
+        if other.participant == routed or _brings_nothing(other.record, recipe):
+            continue
+        if step.is_arithmetic and can_combine(other.record):
+            able.append(other)
+        else:
+            missed.append(other.participant)
+    return tuple(able), missed
+
+
+def _brings_nothing(record: TensorRecord, recipe: Recipe) -> bool:
+    if record.is_unchanged:
+        return True
+    return recipe.scope is Scope.COMPRESSED and record.is_exact
+
+
+def _with_dtype(step: Step, recipe: Recipe) -> Step:
+    if recipe.dtype is None or not step.spec.dtype.is_float:
+        return step
+    return replace(step, spec=replace(step.spec, dtype=recipe.dtype))
+
+
+def _describe(spec: TensorSpec | None) -> str:
+    return "no such tensor" if spec is None else f"{spec.dtype.name} {list(spec.shape)}"

@@ -1,0 +1,1 @@
+"""Bytes under random keys: what stores them knows neither digests nor names."""

@@ -1,0 +1,81 @@
+"""What every blob store can do.
+
+Keys are random, are never used again and tell nothing about the content; the catalog maps digests to them. A
+store is never asked whether a digest exists.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from obm_format.errors import RegistryError
+
+CHUNK_NBYTES = 1 << 20
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """One object in a store: its key, its size, when it was written (milliseconds since 1970, UTC)."""
+
+    key: str
+    nbytes: int
+    written_at: int
+
+
+class ObjectWriter(Protocol):
+    """Takes the bytes of one new object."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append bytes."""
+
+
+class BlobStore(Protocol):
+    """Objects by key."""
+
+    def create(self, key: str) -> AbstractContextManager[ObjectWriter]:
+        """A context that takes the bytes of a new object.
+
+        When the block ends well the object is durable; when it raises there is none.
+
+        Raises:
+            RegistryError: `disk_full` or `io`.
+        """
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes [start, stop) of an object in chunks of at most 1 MiB.
+
+        Raises:
+            RegistryError: `blob_damaged` when the object is missing or too short, `io` when it cannot be
+                read.
+        """
+
+    def nbytes(self, key: str) -> int | None:
+        """Size of an object, None when there is none."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens when there is none."""
+
+    def objects(self) -> Iterator[StoredObject]:
+        """Every object there is, in any order."""
+
+
+def new_key() -> str:
+    """A key that no object has ever had."""
+    return secrets.token_hex(16)
+
+
+def is_key(text: str) -> bool:
+    """Whether `text` has the form of a key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def damaged(key: str, detail: str) -> RegistryError:
+    """The refusal of an object that is not what the catalog says."""
+    return RegistryError("blob_damaged", detail, where=f"object {key}", hint="run `obm fsck`")

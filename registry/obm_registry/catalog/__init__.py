@@ -1,0 +1,1 @@
+"""Who refers to what, in SQL: the only package that knows SQLAlchemy and Alembic."""

@@ -1,0 +1,120 @@
+"""Queries about backbones and their experts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from obm_registry.catalog import tables as t
+from obm_registry.catalog.rows import BackboneRow, ExpertRow
+from obm_registry.manifest.backbone import BackboneFacts
+from obm_registry.manifest.expert import ExpertFacts
+
+_EXPERT_FACTS = (
+    "artifact_id",
+    "fingerprint",
+    "kind",
+    "task",
+    "position",
+    "nbytes",
+    "n_tensors",
+    "alpha_min",
+    "alpha_mean",
+    "alpha_max",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Backbones and experts, within one transaction."""
+
+    connection: Connection
+
+    def backbones(self, *, repo_id: int | None = None, fingerprint: str | None = None) -> list[BackboneRow]:
+        """Backbones of one repository or of all, by repository name, then in the order they came."""
+        count = (
+            select(func.count())
+            .select_from(t.expert)
+            .where(t.expert.c.backbone_id == t.backbone.c.manifest_id)
+            .scalar_subquery()
+        )
+        query = (
+            select(
+                t.repository.c.name.label("repository"),
+                t.backbone,
+                t.manifest.c.digest,
+                func.length(t.manifest.c.body).label("body_nbytes"),
+                count.label("n_experts"),
+            )
+            .join(t.manifest, t.manifest.c.id == t.backbone.c.manifest_id)
+            .join(t.repository, t.repository.c.id == t.manifest.c.repo_id)
+            .order_by(t.repository.c.name, t.manifest.c.id)
+        )
+        if repo_id is not None:
+            query = query.where(t.manifest.c.repo_id == repo_id)
+        if fingerprint is not None:
+            query = query.where(t.backbone.c.fingerprint == fingerprint)
+        return [_backbone(row._mapping) for row in self.connection.execute(query)]
+
+    def experts(self, *, repo_id: int | None = None, fingerprint: str | None = None) -> list[ExpertRow]:
+        """Experts of one repository or of all, of one backbone or of all: one row per tag, or one without."""
+        backbone_manifest = t.manifest.alias("backbone_manifest")
+        query = (
+            select(
+                t.repository.c.name.label("repository"),
+                t.tag.c.name.label("tag"),
+                t.manifest.c.digest,
+                t.manifest.c.pushed_by,
+                t.manifest.c.pushed_at,
+                t.manifest.c.yanked_at,
+                t.manifest.c.yank_reason,
+                backbone_manifest.c.digest.label("backbone_digest"),
+                t.expert,
+            )
+            .join(t.manifest, t.manifest.c.id == t.expert.c.manifest_id)
+            .join(t.repository, t.repository.c.id == t.manifest.c.repo_id)
+            .outerjoin(t.tag, _tag_of_manifest())
+            .outerjoin(backbone_manifest, backbone_manifest.c.id == t.expert.c.backbone_id)
+            .order_by(t.repository.c.name, t.tag.c.name.is_(None), t.tag.c.name, t.manifest.c.id)
+        )
+        if repo_id is not None:
+            query = query.where(t.manifest.c.repo_id == repo_id)
+        if fingerprint is not None:
+            query = query.where(t.expert.c.fingerprint == fingerprint)
+        return [_expert(row._mapping) for row in self.connection.execute(query)]
+
+
+def _tag_of_manifest() -> ColumnElement[bool]:
+    return and_(t.tag.c.manifest_id == t.manifest.c.id, t.tag.c.repo_id == t.manifest.c.repo_id)
+
+
+def _backbone(row: Mapping[Any, Any]) -> BackboneRow:
+    facts = {key: row[key] for key in ("fingerprint", "architecture", "n_tensors", "n_params")}
+    return BackboneRow(
+        repository=row["repository"],
+        manifest_id=row["manifest_id"],
+        manifest_digest=row["digest"],
+        manifest_nbytes=row["body_nbytes"],
+        facts=BackboneFacts(**facts),
+        n_experts=row["n_experts"],
+    )
+
+
+def _expert(row: Mapping[Any, Any]) -> ExpertRow:
+    facts = {key: row[key] for key in _EXPERT_FACTS}
+    return ExpertRow(
+        repository=row["repository"],
+        tag=row["tag"],
+        manifest_digest=row["digest"],
+        backbone_digest=row["backbone_digest"],
+        facts=ExpertFacts(encodings=json.loads(row["encodings"]), **facts),
+        pushed_by=row["pushed_by"],
+        pushed_at=row["pushed_at"],
+        yanked_at=row["yanked_at"],
+        yank_reason=row["yank_reason"],
+    )

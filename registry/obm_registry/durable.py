@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all, and survive a power cut; and what the disk's errors mean.
+
+Never decides what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from obm_format.errors import from_os_error
+
+
+@contextlib.contextmanager
+def disk_errors(where: str) -> Iterator[None]:
+    """Turn what the operating system refuses into `disk_full` or `io`.
+
+    Args:
+        where: the file concerned, for the message.
+
+    Raises:
+        ObmError: `disk_full` where no space is left, `io` for every other `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, where) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of `folder`, so that a name made in it survives a power cut."""
+    if os.name == "nt":
+        return  # Windows has no handle on a folder to flush; NTFS journals names itself
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replaced_file(target: Path) -> Iterator[BinaryIO]:
+    """Write `target` so that it appears whole or not at all.
+
+    The bytes go to a hidden file beside it, are flushed and renamed over `target` when the block ends well;
+    when it raises, nothing is left behind.
+
+    Args:
+        target: the file to write; its folder exists.
+
+    Raises:
+        ObmError: `disk_full` or `io`.
+    """
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    with disk_errors(str(target)):
+        file = draft.open("xb")
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+            sync_folder(target.parent)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise

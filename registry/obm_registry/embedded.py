@@ -1,0 +1,436 @@
+"""The registry without a server: the same use cases, in process, over SQLite and files under one folder.
+
+Never does what a use case of `service` should do. Several processes may use one folder at the same time.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from obm_format.checkpoint import open_checkpoint
+from obm_format.container.reader import Container
+from obm_format.container.sources import PathSource
+from obm_format.errors import FormatError, RegistryError, UsageError
+from obm_format.model import DType, TensorSpec
+from obm_format.progress import Progress, silent
+from obm_registry import reports
+from obm_registry.blobs.local import LocalBlobs
+from obm_registry.catalog.rows import BackboneRow, Manifest
+from obm_registry.catalog.store import open_catalog
+from obm_registry.durable import disk_errors
+from obm_registry.manifest.assemble import assemble
+from obm_registry.manifest.backbone import BackbonePackage, BackboneTensor, package_backbone, tabulate
+from obm_registry.manifest.expert import (
+    ExpertPackage,
+    package_expert,
+    parse_layers,
+    segment_chunks,
+)
+from obm_registry.manifest.oci import digest_of, parse_manifest
+from obm_registry.refs import Ref, parse_ref
+from obm_registry.service import backbones, blobs, listing, lookup, publish, tags
+from obm_registry.service.collect import DEFAULT_GRACE_S, Collected, collect
+from obm_registry.service.fsck import examine
+from obm_registry.service.registry import Registry
+
+BACKBONE_TAG = "backbone"
+_ATTEMPTS = 3
+
+
+class EmbeddedRegistry:
+    """A registry in a folder; get one from `open_embedded`.
+
+    Args:
+        registry: catalog and blobs.
+        actor: who does what is done here, for the history.
+    """
+
+    def __init__(self, registry: Registry, actor: str) -> None:
+        self._registry = registry
+        self._actor = actor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalog."""
+        self._registry.catalog.close()
+
+    # --- backbones ------------------------------------------------------------------------------------------
+
+    def add_backbone(
+        self, checkpoint: str | Path, ref: str, *, with_weights: bool = False, progress: Progress = silent
+    ) -> reports.ListedBackbone:
+        """Register a backbone: the names, shapes and digests of its tensors.
+
+        Args:
+            checkpoint: a checkpoint folder or one safetensors file.
+            ref: `namespace/backbone`.
+            with_weights: not possible yet.
+            progress: told how many bytes are hashed.
+
+        Returns:
+            The backbone, also when it was there already.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+            RegistryError: `tag_exists` when the repository has another backbone.
+            UsageError: `bad_ref`; `usage` for `with_weights`.
+        """
+        where = _local(ref)
+        if with_weights:
+            raise UsageError("usage", "the weights of a backbone cannot be stored yet", hint="leave --with-weights out")
+        if where.target not in (None, BACKBONE_TAG):
+            raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
+        package, fingerprint = _package_checkpoint(Path(checkpoint), progress)
+        here = self._backbones_of(where.repository)
+        if not any(row.facts.fingerprint == fingerprint for row in here):
+            if here:
+                raise _other_backbone(where.repository, fingerprint, here[0])
+            self._publish_backbone(where.repository, package)
+        return self.backbone(where.repository, tensors=False)
+
+    def _publish_backbone(self, repository: str, package: BackbonePackage) -> None:
+        for digest, data in package.blobs.items():
+            self._send(repository, digest, [data])
+        change = tags.TagChange(actor=self._actor)
+        publish.put_manifest(self._registry, repository, package.body, change=change, tags=[BACKBONE_TAG])
+
+    def _backbones_of(self, repository: str) -> list[BackboneRow]:
+        try:
+            return lookup.list_backbones(self._registry, repository)
+        except RegistryError as error:
+            if error.reason != "not_found":
+                raise
+            return []
+
+    def backbones(self) -> list[reports.ListedBackbone]:
+        """Every backbone of the registry, by repository."""
+        return [listing.list_backbone(row) for row in lookup.list_backbones(self._registry)]
+
+    def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
+        """The backbone of a repository.
+
+        Args:
+            ref: `namespace/backbone`.
+            tensors: whether to read its tensor table too.
+
+        Raises:
+            RegistryError: `not_found`.
+        """
+        where = _local(ref)
+        found = lookup.list_backbones(self._registry, where.repository)
+        if not found:
+            raise RegistryError("not_found", "the repository has no backbone", where=where.repository)
+        if not tensors:
+            return listing.list_backbone(found[0])
+        table = backbones.table_of(self._registry, where.repository, found[0].manifest_digest)
+        rows = tuple(
+            reports.ListedTensor(name=t.name, dtype=t.dtype_name, shape=list(t.shape), sha256=t.sha256.hex())
+            for t in table.tensors.values()
+        )
+        return listing.list_backbone(found[0], rows)
+
+    # --- push and pull --------------------------------------------------------------------------------------
+
+    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+        """Publish an `.obm` file.
+
+        The file is verified first, and only blobs that the registry lacks are stored. Pushing the same file
+        again changes nothing.
+
+        Args:
+            file: the file.
+            ref: `namespace/backbone:tag`.
+            move: whether the tag may leave another expert.
+            progress: told how many bytes are verified, hashed and stored.
+
+        Raises:
+            FormatError: the file is damaged.
+            RegistryError: `backbone_unknown`, `tag_exists`, `tag_immutable`, `quota_exceeded`, `disk_full`.
+            BackboneMismatch: `backbone_mismatch`.
+            UsageError: `bad_ref`.
+        """
+        began = time.perf_counter()
+        where = _local(ref)
+        if where.tag is None or where.digest is not None:
+            raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
+        change = tags.TagChange(move=move, actor=self._actor)
+        source = PathSource(file)
+        with Container.open(source) as container:
+            _require_sound(container, progress)
+            backbone = backbones.find_backbone(self._registry, where.repository, container)
+            package = package_expert(container, source, backbone, progress=progress)
+            self._check_tag(where, package.digest, change)
+            sent, published = self._publish_expert(where, package, source, change, progress)
+        return reports.Transfer(
+            ref=str(where),
+            manifest_digest=package.digest,
+            id=package.facts.artifact_id,
+            sent_bytes=sent,
+            received_bytes=0,
+            reused_bytes=max(0, package.facts.nbytes + len(package.config) - sent),
+            seconds=time.perf_counter() - began,
+            warnings=published.warnings,
+        )
+
+    def _check_tag(self, where: Ref, digest: str, change: tags.TagChange) -> None:
+        """Refuse before anything is sent what would be refused after it."""
+        with self._registry.catalog.read() as session:
+            repo = session.names.repository(where.repository)
+            if repo is not None and where.tag is not None:
+                tags.check_tag(session, repo, where.tag, digest, change)
+
+    def _publish_expert(
+        self,
+        where: Ref,
+        package: ExpertPackage,
+        source: PathSource,
+        change: tags.TagChange,
+        progress: Progress,
+    ) -> tuple[int, publish.Published]:
+        sent = 0
+        for attempt in range(_ATTEMPTS):
+            sent += self._send_expert(where.repository, package, source, progress)
+            try:
+                done = publish.put_manifest(
+                    self._registry, where.repository, package.body, change=change, tags=[where.tag or ""]
+                )
+            except RegistryError as error:
+                # a collection with a short grace period can take what was just found there
+                if error.reason != "blob_unknown" or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return sent, done
+        raise RegistryError("internal", "a push ended without a result", where=str(where))
+
+    def _send_expert(self, repository: str, package: ExpertPackage, source: PathSource, progress: Progress) -> int:
+        sent, done = self._send(repository, digest_of(package.config), [package.config]), 0
+        for layer, segment in package.layers:
+            sent += self._send(repository, layer.digest, segment_chunks(source, segment))
+            done += segment.nbytes
+            progress("push", done, package.facts.nbytes)
+        return sent
+
+    def _send(self, repository: str, digest: str, chunks: Iterator[bytes] | list[bytes]) -> int:
+        """Store a blob unless the repository, or another one, has it; the number of bytes stored."""
+        if blobs.offer_blob(self._registry, repository, digest):
+            return 0
+        # in process everybody may read all repositories, so bytes of any of them will do
+        if blobs.mount_blob(self._registry, repository, digest):
+            return 0
+        return blobs.put_blob(self._registry, repository, chunks, digest).size
+
+    def resolve(self, ref: str) -> reports.Resolved:
+        """What a reference to an expert stands for.
+
+        Raises:
+            RegistryError: `not_found`; `bad_manifest` when it is no expert.
+            UsageError: `bad_ref`.
+        """
+        where, found = self._find(ref)
+        layers = parse_layers(parse_manifest(found.body, media_type=found.media_type))
+        return reports.Resolved(ref=str(where), manifest_digest=found.digest, id=layers.artifact_id)
+
+    def pull(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.Transfer:
+        """Write an expert to a file: the very bytes that were pushed, each segment checked.
+
+        Args:
+            ref: `namespace/backbone:tag` or `...@sha256:digest`.
+            out: the file; it appears whole or not at all.
+            progress: told how many bytes are there.
+
+        Raises:
+            RegistryError: `not_found`, `bad_manifest` when it is no expert, `blob_damaged`, `disk_full`,
+                `io`.
+            FormatError: the segments are no `.obm` file.
+            UsageError: `bad_ref`.
+        """
+        began = time.perf_counter()
+        where, found = self._find(ref)
+        layers = parse_layers(parse_manifest(found.body, media_type=found.media_type))
+        assemble(
+            layers,
+            lambda layer: blobs.read_blob(self._registry, where.repository, layer.digest),
+            Path(out),
+            progress=progress,
+        )
+        warnings = (f"{where} was withdrawn: {found.yank_reason or 'no reason given'}",) if found.yanked_at else ()
+        return reports.Transfer(
+            ref=str(where),
+            manifest_digest=found.digest,
+            id=layers.artifact_id,
+            sent_bytes=0,
+            received_bytes=layers.nbytes,
+            reused_bytes=0,
+            seconds=time.perf_counter() - began,
+            warnings=warnings,
+        )
+
+    # --- listing, tags, removal -----------------------------------------------------------------------------
+
+    def experts(self, ref: str | None = None) -> list[reports.ListedExpert]:
+        """The experts of the registry, of a repository, or the one that a reference names.
+
+        Raises:
+            RegistryError: `not_found`.
+            UsageError: `bad_ref`.
+        """
+        if ref is None:
+            return [listing.list_expert(row) for row in lookup.list_experts(self._registry)]
+        where = _local(ref)
+        rows = lookup.list_experts(self._registry, where.repository)
+        if where.target is not None:
+            found = lookup.find_manifest(self._registry, where.repository, where.target)
+            rows = [row for row in rows if row.manifest_digest == found.digest]
+            rows = [row for row in rows if where.digest or row.tag == where.tag]
+        return [listing.list_expert(row) for row in rows]
+
+    def tag(self, ref: str, name: str, *, move: bool = False) -> reports.Named:
+        """Give what a reference names another tag in the same repository.
+
+        Raises:
+            RegistryError: `not_found`, `tag_exists`, `tag_immutable`.
+            UsageError: `bad_ref`.
+        """
+        where = _local(ref)
+        change = tags.TagChange(move=move, actor=self._actor)
+        found = tags.move_tag(self._registry, where.repository, _target(where), name, change)
+        return reports.Named(ref=str(where.with_tag(name)), manifest_digest=found.digest)
+
+    def log(self, ref: str) -> list[reports.LogEntry]:
+        """The moves of a tag, or of all tags of a repository, the latest first.
+
+        Raises:
+            RegistryError: `not_found`.
+            UsageError: `bad_ref`.
+        """
+        where = _local(ref)
+        return [listing.log_entry(event) for event in tags.tag_history(self._registry, where.repository, where.tag)]
+
+    def remove(self, ref: str) -> reports.Named:
+        """Remove a tag, or with a digest an expert (or a backbone without experts) and all its tags.
+
+        Raises:
+            RegistryError: `not_found`, `in_use`.
+            UsageError: `bad_ref`.
+        """
+        where, found = self._find(ref)
+        tags.remove(self._registry, where.repository, _target(where), self._actor)
+        return reports.Named(ref=str(where), manifest_digest=found.digest)
+
+    def yank(self, ref: str, *, reason: str = "", undo: bool = False) -> reports.Named:
+        """Withdraw an expert, or take that back; it stays where it is.
+
+        Raises:
+            RegistryError: `not_found`.
+            UsageError: `bad_ref`.
+        """
+        where = _local(ref)
+        if undo:
+            found = tags.unyank(self._registry, where.repository, _target(where))
+        else:
+            found = tags.yank(self._registry, where.repository, _target(where), reason)
+        return reports.Named(ref=str(where), manifest_digest=found.digest)
+
+    def _find(self, ref: str) -> tuple[Ref, Manifest]:
+        where = _local(ref)
+        return where, lookup.find_manifest(self._registry, where.repository, _target(where))
+
+    # --- upkeep ---------------------------------------------------------------------------------------------
+
+    def gc(self, *, dry_run: bool = False, grace_s: float = DEFAULT_GRACE_S) -> Collected:
+        """Delete stored bytes that nothing refers to; see `service.collect.collect`."""
+        return collect(self._registry, dry_run=dry_run, grace_s=grace_s)
+
+    def fsck(self, *, progress: Progress = silent) -> reports.FsckReport:
+        """Check every blob and manifest; see `service.fsck.examine`."""
+        found = examine(self._registry, progress=progress)
+        return reports.FsckReport(
+            blobs=found.blobs,
+            nbytes=found.nbytes,
+            manifests=found.manifests,
+            problems=tuple(f"{p.reason}: {p.where}: {p.detail}" for p in found.problems),
+        )
+
+
+def open_embedded(home: str | Path, *, actor: str | None = None) -> EmbeddedRegistry:
+    """Open or create the registry under `home`: `registry.sqlite3` and `data/`.
+
+    Args:
+        home: the folder; made, for its owner alone, when it is not there. It must be on a local disk.
+        actor: who does what is done here; None for the user's login name.
+
+    Raises:
+        RegistryError: `io`, `busy` or `disk_full`.
+    """
+    folder = Path(home)
+    with disk_errors(str(folder)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    catalog = open_catalog(folder / "registry.sqlite3")
+    return EmbeddedRegistry(
+        Registry(catalog=catalog, blobs=LocalBlobs(folder / "data")), _login() if actor is None else actor
+    )
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may run under a number without a name
+        return "unknown"
+
+
+def _local(ref: str) -> Ref:
+    where = parse_ref(ref)
+    if where.host is not None:
+        raise UsageError(
+            "bad_ref",
+            "the embedded registry has no host",
+            where=ref,
+            expected=where.repository,
+            got=where.host,
+        )
+    return where
+
+
+def _target(where: Ref) -> str:
+    if where.target is None:
+        hint = f"`obm ls {where.repository}` lists the tags"
+        raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
+    return where.target
+
+
+def _require_sound(container: Container, progress: Progress) -> None:
+    for defect in container.verify(progress=progress):
+        raise FormatError(defect.reason, defect.detail, where=defect.where)
+
+
+def _package_checkpoint(path: Path, progress: Progress) -> tuple[BackbonePackage, str]:
+    with open_checkpoint(path) as checkpoint:
+        rows = [
+            BackboneTensor(spec=TensorSpec(row.name, DType[row.dtype_name], row.shape), sha256=row.sha256)
+            for row in checkpoint.table(progress)
+        ]
+        table = tabulate(rows, checkpoint.architecture)
+    return package_backbone(table), table.fingerprint
+
+
+def _other_backbone(repository: str, fingerprint: str, there: BackboneRow) -> RegistryError:
+    return RegistryError(
+        "tag_exists",
+        "the repository has another backbone already",
+        where=repository,
+        expected=f"fingerprint {there.facts.fingerprint}",
+        got=fingerprint,
+        hint="add this one under another name: one repository per backbone",
+    )

@@ -1,0 +1,63 @@
+"""The rules of a namespace: its quota, experts without their backbone, tags that never move."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from obm_format.errors import UsageError
+from obm_registry.catalog.rows import Namespace
+from obm_registry.refs import is_repository, printable
+from obm_registry.service.registry import Registry
+
+SUBJECT_POLICIES = ("require", "warn", "accept")
+
+
+def namespace_rules(registry: Registry, name: str) -> Namespace:
+    """The rules of a namespace, made with the default ones when it is not there yet.
+
+    Raises:
+        UsageError: `bad_ref`.
+    """
+    # a namespace is what a repository name has before its last slash
+    if not is_repository(f"{name}/x"):
+        raise UsageError("bad_ref", "the namespace is malformed", where=printable(name))
+    with registry.catalog.write() as session:
+        return session.names.ensure_namespace(name, registry.clock())
+
+
+def set_namespace_rules(
+    registry: Registry,
+    name: str,
+    *,
+    quota_nbytes: int | None,
+    subject_policy: str,
+    immutable_tags: tuple[str, ...],
+) -> Namespace:
+    """Set the rules of a namespace; they hold from the next publication on.
+
+    Args:
+        registry: where.
+        name: the namespace; made when it is not there yet.
+        quota_nbytes: most bytes of its blobs and manifests, or None.
+        subject_policy: `require`, `warn` or `accept`: what happens to an expert without its backbone.
+        immutable_tags: shell patterns of tags that always name what they named first; no white space in them.
+
+    Raises:
+        UsageError: `bad_ref`; `usage` for values outside their range.
+    """
+    if subject_policy not in SUBJECT_POLICIES:
+        expected = ", ".join(SUBJECT_POLICIES)
+        raise UsageError("usage", "unknown subject policy", expected=expected, got=printable(subject_policy))
+    if quota_nbytes is not None and quota_nbytes < 0:
+        raise UsageError("usage", "a quota is not negative", got=quota_nbytes)
+    if any(not pattern or any(c.isspace() for c in pattern) for pattern in immutable_tags):
+        raise UsageError("usage", "a tag pattern is empty or has white space in it", where=name)
+    rules = dataclasses.replace(
+        namespace_rules(registry, name),
+        quota_nbytes=quota_nbytes,
+        subject_policy=subject_policy,
+        immutable_tags=immutable_tags,
+    )
+    with registry.catalog.write() as session:
+        session.names.set_rules(rules)
+    return rules

@@ -1,0 +1,184 @@
+"""`obm materialize`: backbone and experts into a checkpoint folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from obm_cli import output
+from obm_cli.registry import expert_path, registry_option
+from obm_format.errors import UsageError
+
+if TYPE_CHECKING:
+    from obm_format.merge import MergeReport, Recipe
+
+
+@click.command("materialize")
+@click.argument("recipe", metavar="[RECIPE.yaml]", required=False, type=click.Path())
+@click.option("--base", metavar="BASE", type=click.Path(), help="The backbone: a folder or a safetensors file.")
+@click.option("--expert", "experts", metavar="X", multiple=True, help="An expert: a file or a reference; repeatable.")
+@click.option("--route", metavar="NAME", help="The expert to apply whole: its task or id; `none` for nobody.")
+@click.option("--router", metavar="R", help="Let this router choose, by the text of --input.")
+@click.option("--input", "text", metavar="TEXT", help="The text that --router looks at.")
+@click.option(
+    "--method",
+    metavar="METHOD",
+    help="1bit-merging [default], routing, ties, task-arithmetic, dare, average.",
+)
+@click.option("--lam", type=float, metavar="F", help="Factor of the merged others [default: by method].")
+@click.option("--scope", metavar="SCOPE", help="What others contribute: compressed or all [default: by method].")
+@click.option("--density", type=float, metavar="F", help="Share of elements to keep, above 0, at most 1.")
+@click.option("--weight", "weights", metavar="X=F", multiple=True, help="Factor of one expert; repeatable.")
+@click.option("--trim-scope", metavar="SCOPE", help="Where density counts: tensor.")
+@click.option("--cut", metavar="CUT", help="Where magnitudes are equal: inclusive or exact.")
+@click.option("--weights", "weights_when", metavar="WHEN", help="Weights before or after the election: before.")
+@click.option("--compat", metavar="PEER", help="Reproduce a peer's arithmetic (not built yet).")
+@click.option("--seed", type=int, metavar="N", help="Seed of dare.")
+@click.option("--dtype", metavar="DTYPE", help="F32, F16 or BF16 for all floating tensors [default: each its own].")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads to use [default: all].")
+@click.option("--report", metavar="F.json", type=click.Path(), help="Also write the report to a file.")
+@click.option("--dry-run", is_flag=True, help="Say what would be read and written, from headers only.")
+@click.option("-o", "--output", "out", metavar="DIR", type=click.Path(), help="The folder to write.")
+@registry_option
+@output.json_option
+def command(
+    recipe: str | None,
+    base: str | None,
+    experts: tuple[str, ...],
+    route: str | None,
+    router: str | None,
+    text: str | None,
+    threads: int | None,
+    report: str | None,
+    dry_run: bool,
+    out: str | None,
+    registry: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Rebuild a checkpoint folder from a backbone and experts.
+
+    The default method is 1bit-merging: the routed expert is applied whole, and the compressed parts of the
+    others are TIES-merged in with a factor of 0.1. One expert implies its route.
+
+    \b
+    Examples:
+      obm materialize --base ./minilm --expert a.obm --expert b.obm --route a -o merged/
+      obm materialize --base ./minilm --expert a.obm --method routing -o merged/
+    """  # noqa: D301 - \b is click's
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '-o'.")
+    chosen = _recipe(recipe, base, experts, route, options)
+    backbone = chosen.backbone
+    if backbone is None or not chosen.experts:
+        raise click.UsageError("Name a backbone (--base) and at least one expert (--expert), or a recipe that does.")
+    paths = [expert_path(name, registry) for name in chosen.experts]
+    if (router is None) != (text is None):
+        raise click.UsageError("--router and --input go together.")
+    if router is not None and text is not None:
+        chosen = _routed_by(chosen, expert_path(router, registry), text)
+    if dry_run:
+        _dry_run(chosen, paths, as_json=as_json)
+        return
+    from obm_format.merge import materialize
+
+    if chosen.method.value == "1bit-merging":
+        output.note(f"method 1bit-merging, lam {chosen.lam:g}, scope {chosen.scope.value}")
+    with output.progress_bar() as progress:
+        made = materialize(backbone, paths, chosen, str(out), threads=threads, progress=progress)
+    payload = dataclasses.asdict(made)
+    if report is not None:
+        Path(report).write_text(json.dumps({"schema": "obm.materialize/1", **payload}, indent=2) + "\n")
+    output.emit("materialize", payload, as_json=as_json, human=lambda: _print(made, str(out)))
+
+
+def _recipe(
+    path: str | None, base: str | None, experts: tuple[str, ...], route: str | None, options: dict[str, Any]
+) -> Recipe:
+    """The recipe that file and flags make together; a flag wins over the file."""
+    from obm_format.merge.recipe import parse_recipe, read_mapping
+
+    fields: dict[str, Any] = dict(read_mapping(Path(path))) if path is not None else {}
+    flags = {
+        "backbone": base,
+        "experts": list(experts) or None,
+        "route": route,
+        "method": options["method"],
+        "lambda": options["lam"],
+        "scope": options["scope"],
+        "density": options["density"],
+        "weight": _weights(options["weights"]) or None,
+        "trim_scope": options["trim_scope"],
+        "cut": options["cut"],
+        "weights": options["weights_when"],
+        "compat": options["compat"],
+        "seed": options["seed"],
+        "dtype": options["dtype"],
+    }
+    if flags["lambda"] is not None:
+        fields.pop("lam", None)
+    return parse_recipe({**fields, **{name: value for name, value in flags.items() if value is not None}})
+
+
+def _weights(pairs: tuple[str, ...]) -> dict[str, str]:
+    weights = {}
+    for pair in pairs:
+        name, equals, value = pair.rpartition("=")
+        if not equals or not name:
+            raise UsageError("usage", "a weight is NAME=NUMBER", where="--weight", got=pair)
+        weights[name] = value
+    return weights
+
+
+def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:
+    from obm_format.route import load_router
+
+    (decision,) = load_router(router).route([text], str(recipe.backbone))
+    output.note(f"router: {decision.route} ({decision.probabilities[decision.route]:.3f})")
+    return dataclasses.replace(recipe, route=decision.route)
+
+
+def _dry_run(recipe: Recipe, paths: list[Path], *, as_json: bool) -> None:
+    from obm_format.checkpoint import open_checkpoint
+    from obm_format.expert import open_expert
+    from obm_format.merge import plan_merge
+
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(str(recipe.backbone)))
+        plan = plan_merge(base.tensors, [stack.enter_context(open_expert(path)) for path in paths], recipe)
+    payload = {
+        "dry_run": True,
+        "method": recipe.method.value,
+        "route": plan.route,
+        "lam": recipe.lam,
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "peak_private_bytes": plan.peak_private_bytes,
+    }
+
+    def human() -> None:
+        output.say(f"would write {len(plan.specs)} tensors by {recipe.method.value}, route {plan.route or 'none'}")
+        output.say(f"  read    {output.nbytes(plan.bytes_read)}")
+        output.say(f"  write   {output.nbytes(plan.bytes_written)}")
+        output.say(f"  memory  {output.nbytes(plan.peak_private_bytes)} at most for tensors")
+
+    output.emit("materialize", payload, as_json=as_json, human=human)
+
+
+def _print(made: MergeReport, out: str) -> None:
+    route = f", route {made.route}" if made.route else ""
+    output.say(f"wrote {out} by {made.method}{route}")
+    output.say(f"  moved     {made.moved_fraction:.1%} of the weights")
+    for expert in made.experts:
+        label = expert.task or expert.id[12:24]
+        output.say(f"  absorbed  {expert.absorbed:.1%} of what {label} would move is lost in the output dtype")
+    seconds = sum(made.seconds.values())
+    output.say(
+        f"  bytes     {output.nbytes(made.bytes_read)} read, {output.nbytes(made.bytes_written)} written, "
+        f"{seconds:.1f} s ({made.kernel}, {made.threads} threads)"
+    )

@@ -1,0 +1,71 @@
+"""`obm verify`: check every byte of an expert."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+from obm_cli import output
+from obm_cli.registry import expert_path, registry_option
+from obm_format.errors import FormatError, ObmError
+
+if TYPE_CHECKING:
+    from obm_format.container.reader import Defect
+
+
+@click.command("verify")
+@click.argument("expert", metavar="X")
+@click.option("--base", metavar="BASE", type=click.Path(), help="Also check that this is its backbone.")
+@click.option("--deep", is_flag=True, help="Also decode every tensor and check every frame.")
+@click.option("--id", "expected_id", metavar="ID", help="The artifact id that the file must have.")
+@registry_option
+@output.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    expert: str,
+    base: str | None,
+    deep: bool,
+    expected_id: str | None,
+    registry: str | None,
+    as_json: bool,
+) -> None:
+    """Check every byte of an expert, and its backbone.
+
+    Lists all defects. Exit status 4 if there is one, 5 if the file is sound but BASE is not its backbone.
+
+    Example: obm verify sentiment.obm --base ./minilm
+    """
+    from obm_format.verify import verify_expert
+
+    path = expert_path(expert, registry)
+    with output.progress_bar() as progress:
+        result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, progress=progress)
+
+    def human() -> None:
+        for defect in result.defects:
+            output.say(f"{defect.reason}: {defect.where}: {output.printable(defect.detail)}")
+        if result.ok:
+            output.say(f"{path}: sound ({result.level})")
+            output.say(f"  id  {result.id}")
+        else:
+            output.say(f"{path}: {len(result.defects)} defects")
+
+    payload = {
+        "ok": result.ok,
+        "id": result.id,
+        "level": result.level,
+        "defects": [dataclasses.asdict(defect) for defect in result.defects],
+    }
+    output.emit("verify", payload, as_json=as_json, human=human)
+    if not result.ok:
+        ctx.exit(_exit_code(result.defects))
+
+
+def _exit_code(defects: list[Defect]) -> int:
+    """Integrity comes before the backbone: a damaged file says nothing about what it belongs to."""
+    codes = {ObmError(defect.reason, "").exit_code for defect in defects}
+    integrity = FormatError("part_digest", "").exit_code
+    return integrity if integrity in codes else min(codes)

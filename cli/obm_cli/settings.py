@@ -1,0 +1,38 @@
+"""Where things lie: folders and defaults from flags and environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from obm_format.errors import UsageError
+
+
+def home() -> Path:
+    """The folder of the embedded registry: `OBM_HOME`, else the user's data folder."""
+    chosen = os.environ.get("OBM_HOME")
+    return Path(chosen) if chosen else Path(platformdirs.user_data_dir("obm", appauthor=False))
+
+
+def cache() -> Path:
+    """The folder of pulled experts: `OBM_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("OBM_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("obm", appauthor=False))
+
+
+def require_embedded(registry: str | None) -> None:
+    """Refuse a registry other than the embedded one, which is all that this version speaks to.
+
+    Raises:
+        UsageError: `registry`, or `OBM_REGISTRY` without it, names another one.
+    """
+    chosen = registry or os.environ.get("OBM_REGISTRY")
+    if chosen and chosen != "embedded":
+        raise UsageError(
+            "usage",
+            "this version speaks to the embedded registry only",
+            where=f"registry {chosen}",
+            hint="leave out --registry and OBM_REGISTRY, or set them to `embedded`",
+        )

@@ -154,8 +154,9 @@ class Kernels(Protocol):
         out: Words,
         out_dtype: DType,
     ) -> None:
-        """Merge one matrix into `out`. float32 throughout, one rounding per operation, no fused multiply-add.
+        """Merge one matrix into `out`; a result that is not finite is written as such.
 
+        float32 throughout, one rounding per operation, no fused multiply-add.
         v_j = w_j * d_j for the others in the given order, with w_j rounded to float32. SUM: T = (v_0 + v_1) + ..;
         MEAN: SUM / number of others; TIES: the elected sign is + where SUM >= 0, else -; T = (sum in order of the
         non-zero v_j of that sign) / (their number), 0 if there are none. T is absent if `lam` rounds to 0 in float32
@@ -179,7 +180,6 @@ class Kernels(Protocol):
         Raises:
             UsageError: operands, weights and shapes do not fit (`bad_shape`, `usage`), or a dtype is not F16, BF16 or
                 F32 (`unsupported_dtype`).
-        A result that is not finite is written as such; the caller looks.
         """
         ...
 

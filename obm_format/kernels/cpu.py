@@ -35,12 +35,13 @@ from obm_format.kernels.contract import (
     check_weights,
     combined_is_absent,
 )
+from obm_format.kernels.cpu_elements import BF16, F16, F32
 from obm_format.kernels.cpu_lanes import WORD
 from obm_format.kernels.reference import SUM_BLOCK, ReferenceKernels
 from obm_format.kernels.words import Float32, Words, cast
 from obm_format.model import DType
 
-_KINDS = {DType.F16: loops.F16, DType.BF16: loops.BF16, DType.F32: loops.F32}
+_KINDS = {DType.F16: F16, DType.BF16: BF16, DType.F32: F32}
 _COMBINES = {Combine.SUM: loops.SUM, Combine.MEAN: loops.MEAN, Combine.TIES: loops.TIES}
 _INLINE = 1 << 16  # elements below which threads cost more than they bring
 _SHARES = 4  # runs per thread, so that a slow core does not hold up the others
@@ -132,24 +133,17 @@ class NumbaKernels:
             self._copy(source, source_dtype, out, out_dtype)
             return
         addresses = _Addresses(shifting)
-        job = loops.Job(
-            base=base.ctypes.data,
-            base_kind=_KINDS[base_dtype],
+        job = _plain_job(addresses, base, base_dtype, base.shape[1])._replace(
             source=source.ctypes.data,
             source_kind=_KINDS[source_dtype],
             out=out.ctypes.data,
             out_kind=_KINDS[out_dtype],
-            cols=base.shape[1],
             others=len(others),
             shifts=len(shifting) - len(others),
             combine=_COMBINES[combine],
             lam=np.float32(lam),
-            table=_table_columns(shifting, addresses.planes, base.shape[1]),
-            mixed=int(combine is Combine.TIES and _is_mixed(shifting, len(others), addresses.planes)),
-            needs_base=addresses.needs_base,
         )
-        if {base_dtype, source_dtype, out_dtype} != {DType.BF16}:
-            job = job._replace(mixed=0)
+        job = _fastest(job, shifting, addresses.planes)
         operands = loops.Operands(addresses.ops, addresses.planes, np.array(weights, np.float32))
         work = _table_work(job, operands) if job.table else _tile_work(job, operands)
         self._share(_tiles(*base.shape), base.size, work)
@@ -236,7 +230,7 @@ class _Addresses:
             case ValueOperand(values=values):
                 values = np.ascontiguousarray(values)
                 self._alive.append(values)
-                return loops.VALUE, values.ctypes.data, loops.F32
+                return loops.VALUE, values.ctypes.data, F32
             case ZeroOperand():
                 return loops.ZERO, 0, 0
 
@@ -259,7 +253,7 @@ def _plain_job(addresses: _Addresses, base: Words | None, base_dtype: DType, col
         source=address,
         source_kind=kind,
         out=0,
-        out_kind=loops.F32,
+        out_kind=F32,
         cols=cols,
         others=0,
         shifts=1,
@@ -306,6 +300,13 @@ def _tiles(rows: int, cols: int) -> int:
     return rows * -(-cols // loops.TILE)
 
 
+def _fastest(job: loops.Job, shifting: Sequence[Operand], planes: Int64) -> loops.Job:
+    """The job with the short cuts that its operands allow; each gives the same bits as none."""
+    is_brain = job.base_kind == job.source_kind == job.out_kind == BF16
+    is_mixed = is_brain and job.combine == loops.TIES and _is_mixed(shifting, job.others, planes)
+    return job._replace(table=_table_columns(shifting, planes, job.cols), mixed=int(is_mixed))
+
+
 def _table_columns(shifting: Sequence[Operand], planes: Int64, cols: int) -> int:
     """Columns that share one table of shifts, or 0 where none is possible or worth its making."""
     if len(planes) > loops.TABLE_PLANES or not all(isinstance(o, SignOperand) for o in shifting):
@@ -315,9 +316,7 @@ def _table_columns(shifting: Sequence[Operand], planes: Int64, cols: int) -> int
     if not ((groups % columns == 0) | (groups == _ALL_COLUMNS)).all():
         return 0
     is_constant = not planes[:, [loops.ALPHA_ROW, loops.ALPHA_GROUP]].any()
-    if is_constant or min(columns, cols) >= _TABLE_WORTH << len(planes):
-        return columns
-    return 0
+    return columns if is_constant or min(columns, cols) >= _TABLE_WORTH << len(planes) else 0
 
 
 def _is_mixed(shifting: Sequence[Operand], others: int, planes: Int64) -> bool:

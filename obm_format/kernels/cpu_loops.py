@@ -18,6 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from numba.np.numpy_support import carray
 
+from obm_format.kernels.cpu_elements import (
+    BF16,
+    OPTIONS,
+    add_brain,
+    load,
+    longs_at,
+    round_in_place,
+    step,
+    store,
+    width,
+)
 from obm_format.kernels.cpu_lanes import (
     WORD,
     add_choice1,
@@ -43,7 +54,6 @@ TILE = 1024  # elements; a multiple of WORD
 ROW = TILE + 80  # floats from row to row of the scratch: rows a power of two apart would collide in the cache
 TABLE_PLANES = 8  # most sign planes under one table
 
-F16, BF16, F32 = 0, 1, 2  # element kinds
 SIGN, EXACT, VALUE, ZERO = 0, 1, 2, 3  # operand kinds
 SUM, MEAN, TIES = 0, 1, 2
 
@@ -54,14 +64,10 @@ BITS, BITS_ROW, ALPHA, ALPHA_ROW, ALPHA_GROUP, GROUP = 0, 1, 2, 3, 4, 5
 # Rows of the scratch float32[FIRST + operands, ROW]: the result of a step, a spare one, f32 of the backbone, the values
 INTO, SPARE, BASE, FIRST = 0, 1, 2, 3
 
-_options = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 _njit: Any = numba.njit
-_kernel = _njit(cache=True, **_options)
-_step = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_options)  # called by kernels only
+_kernel = _njit(cache=True, **OPTIONS)
 u32, u64 = np.uint32, np.uint64  # numba widens sums of u32 to u64 unless told; and u64 indices do not wrap around
 _ZERO = np.float32(0)
-_HALF = np.float32(0.5)  # the step of floats from 0.5 to 1 is that of small F16
-_TINY = np.float32(2.0**-24)  # step of F16 below its least normal number
 
 
 class Job(NamedTuple):
@@ -119,7 +125,7 @@ class Tile(NamedTuple):
     place: int | np.int64
 
 
-@_step
+@step
 def _tile(number, cols):
     """Tile `number` of a matrix, counted along its rows; each row ends with a tile of its own."""
     per_row = -(-cols // TILE)
@@ -127,116 +133,10 @@ def _tile(number, cols):
     return Tile(row, col, min(TILE, cols - col), row * cols + col)
 
 
-@_step
-def _width(kind):
-    return 4 if kind == F32 else 2
-
-
-@_step
-def _shorts_at(address, n):
-    return carray(pointer(address), (n,), np.uint16)
-
-
-@_step
-def _longs_at(address, n):
-    return carray(pointer(address), (n,), np.uint32)
-
-
-# --- elements to float32 and back (obm-1 clause 1.2) --------------------------------------------------------
-
-
-@_step
-def _widen_half(half):
-    sign = u32((half & u32(0x8000)) << u32(16))
-    rest = u32(half & u32(0x7FFF))
-    normal = u32(u32(rest << u32(13)) + u32(0x3800_0000))
-    infinite = u32(normal + u32(0x3800_0000))
-    small = bits_of(np.float32(np.int32(rest)) * _TINY)
-    value = small if rest < u32(0x0400) else normal
-    return float_of(u32(sign | (infinite if rest >= u32(0x7C00) else value)))
-
-
-@_step
-def _narrow_half(value):
-    """RNE to F16 by integers; below the least normal number the sum with 0.5 rounds to the right step."""
-    bits = bits_of(value)
-    sign = u32(u32(bits >> u32(16)) & u32(0x8000))
-    rest = u32(bits & u32(0x7FFF_FFFF))
-    even = u32(u32(rest >> u32(13)) & u32(1))
-    normal = u32(u32(u32(rest + u32(0xC800_0FFF)) + even) >> u32(13))
-    small = u32(bits_of(float_of(rest) + _HALF) - u32(0x3F00_0000))
-    half = small if rest < u32(0x3880_0000) else normal
-    half = u32(0x7C00) if rest >= u32(0x477F_F000) else half
-    half = u32(0x7E00) if rest > u32(0x7F80_0000) else half
-    return u32(sign | half)
-
-
-@_step
-def _narrow_brain(value):
-    bits = bits_of(value)
-    high = u32(bits >> u32(16))
-    rounded = u32(u32(u32(bits + u32(0x7FFF)) + u32(high & u32(1))) >> u32(16))
-    return u32(high | u32(0x40)) if u32(bits & u32(0x7FFF_FFFF)) > u32(0x7F80_0000) else rounded
-
-
-@_step
-def _load(into, address, kind, n):
-    """into[i] = f32(element i)."""
-    if kind == BF16:
-        shorts = _shorts_at(address, n)
-        for i in range(n):
-            into[i] = float_of(u32(u32(shorts[i]) << u32(16)))
-    elif kind == F16:
-        shorts = _shorts_at(address, n)
-        for i in range(n):
-            into[i] = _widen_half(u32(shorts[i]))
-    else:
-        longs = _longs_at(address, n)
-        for i in range(n):
-            into[i] = float_of(longs[i])
-
-
-@_step
-def _store(address, kind, values, n):
-    """Element i = RNE(values[i])."""
-    if kind == BF16:
-        shorts = _shorts_at(address, n)
-        for i in range(n):
-            shorts[i] = np.uint16(_narrow_brain(values[i]))
-    elif kind == F16:
-        shorts = _shorts_at(address, n)
-        for i in range(n):
-            shorts[i] = np.uint16(_narrow_half(values[i]))
-    else:
-        longs = _longs_at(address, n)
-        for i in range(n):
-            longs[i] = bits_of(values[i])
-
-
-@_step
-def _add_brain(source, out, shift, n):
-    """BF16 out[i] = RNE(f32(source[i]) + shift[i]): the most common pair of kinds, without a stop in between."""
-    shorts_in, shorts_out = _shorts_at(source, n), _shorts_at(out, n)
-    for i in range(n):
-        value = float_of(u32(u32(shorts_in[i]) << u32(16))) + shift[i]
-        shorts_out[i] = np.uint16(_narrow_brain(value))
-
-
-@_step
-def _round(values, kind, n):
-    """values[i] becomes the word of RNE(values[i]), in the place of the float."""
-    if kind == BF16:
-        for i in range(n):
-            values[i] = float_of(_narrow_brain(values[i]))
-    elif kind == F16:
-        for i in range(n):
-            values[i] = float_of(_narrow_half(values[i]))
-
-
 # --- operands to float32 (obm-1 clauses 6.6 and 9.2) --------------------------------------------------------
 
 
-@_step
+@step
 def _plane(into, planes, p, is_first, tile):
     """Add plane `p` of a tile to `into`, or set it when it is the first of its operand."""
     group, end = planes[p, GROUP], tile.col + tile.n
@@ -252,7 +152,7 @@ def _plane(into, planes, p, is_first, tile):
         col += run
 
 
-@_step
+@step
 def _signs(into, start, n, bits, values, is_first):
     """into[start + i] becomes, or grows by, values[0] for a clear bit and values[1] for a set one."""
     to, step = into.ctypes.data + 4 * start, 4 * WORD
@@ -268,7 +168,7 @@ def _signs(into, start, n, bits, values, is_first):
         into[start + i] = value if is_first else into[start + i] + value
 
 
-@_step
+@step
 def _values(work, to, operands, k, tile):
     """work[to] = d of operand k; f32 of the backbone is in work[BASE]."""
     into, ops = work[to], operands.ops
@@ -280,7 +180,7 @@ def _values(work, to, operands, k, tile):
         for i in range(tile.n):
             into[i] = _ZERO
     else:  # VALUE, or EXACT, whose backbone is still to be taken off
-        _load(into, ops[k, 1] + tile.place * _width(ops[k, 2]), ops[k, 2], tile.n)
+        load(into, ops[k, 1] + tile.place * width(ops[k, 2]), ops[k, 2], tile.n)
         if kind == EXACT:
             base = work[BASE]
             for i in range(tile.n):
@@ -290,7 +190,7 @@ def _values(work, to, operands, k, tile):
 # --- merge --------------------------------------------------------------------------------------------------
 
 
-@_step
+@step
 def _combine(work, job, weights, n):
     """work[INTO] = lam * T of the values in work[FIRST] and after; may touch the elements up to the next whole word."""
     to, rows, stride = work[INTO].ctypes.data, work[FIRST].ctypes.data, np.int64(4 * work.shape[1])
@@ -306,7 +206,7 @@ def _combine(work, job, weights, n):
             put_ties(to + at, rows + at, stride, count, scales, lam)
 
 
-@_step
+@step
 def _shift(job, operands, work, tile):
     """work[INTO] = what is added: d of the routed operand + lam*T, or the one of them that there is."""
     if job.others == 0:
@@ -321,7 +221,7 @@ def _shift(job, operands, work, tile):
             into[i] = routed[i] + into[i]
 
 
-@_step
+@step
 def _read_alphas(alphas, planes, row, col):
     """Put the alphas of one place into `alphas`; whether any of them changed."""
     changed = False
@@ -334,7 +234,7 @@ def _read_alphas(alphas, planes, row, col):
     return changed
 
 
-@_step
+@step
 def _look_up(into, t, bits, start, n):
     """into[start + i] = the entry of table `t` for the sign bits of element i; plane p has them at bits[p]."""
     count, whole = bits.shape[0], n // WORD
@@ -364,7 +264,7 @@ def _look_up(into, t, bits, start, n):
         into[start + i] = t[pattern]
 
 
-@_step
+@step
 def _gather(into, table, bits, start, whole):
     """`_look_up` for 5 to 8 planes; planes that are not there stand in as the first, and their bits are masked off."""
     count = bits.shape[0]
@@ -381,23 +281,23 @@ def _gather(into, table, bits, start, whole):
             into[to + j] = table[u64(patterns[j] & mask)]
 
 
-@_step
+@step
 def _finish(job, work, tile):
     """Write the output: RNE(f32(source) + shift)."""
     into, n = work[INTO], tile.n
-    source = job.source + tile.place * _width(job.source_kind)
-    out = job.out + tile.place * _width(job.out_kind)
+    source = job.source + tile.place * width(job.source_kind)
+    out = job.out + tile.place * width(job.out_kind)
     if job.source_kind == BF16 and job.out_kind == BF16:
-        _add_brain(source, out, into, n)
+        add_brain(source, out, into, n)
         return
     values = work[SPARE]
-    _load(values, source, job.source_kind, n)
+    load(values, source, job.source_kind, n)
     for i in range(n):
         into[i] = values[i] + into[i]
-    _store(out, job.out_kind, into, n)
+    store(out, job.out_kind, into, n)
 
 
-@_step
+@step
 def _mixed(job, operands, tile):
     """Merge the whole words of a tile where `job.mixed` says that one step does it; the number of elements done."""
     ops, planes, weights, row = operands.ops, operands.planes, operands.weights, tile.row
@@ -435,7 +335,7 @@ def merge_tiles(job, operands, work, start, stop):
             if tile.n == 0:
                 continue
         if job.needs_base:
-            _load(work[BASE], job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+            load(work[BASE], job.base + tile.place * width(job.base_kind), job.base_kind, tile.n)
         _shift(job, operands, work, tile)
         _finish(job, work, tile)
 
@@ -473,9 +373,9 @@ def value_tiles(job, operands, work, start, stop):
     for number in range(start, stop):
         tile = _tile(number, job.cols)
         if job.needs_base:
-            _load(work[BASE], job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+            load(work[BASE], job.base + tile.place * width(job.base_kind), job.base_kind, tile.n)
         _values(work, np.int64(INTO), operands, np.int64(0), tile)
-        into, out = work[INTO], _longs_at(job.out + 4 * tile.place, tile.n)
+        into, out = work[INTO], longs_at(job.out + 4 * tile.place, tile.n)
         for i in range(tile.n):
             out[i] = bits_of(into[i])
 
@@ -487,12 +387,12 @@ def absorbed_tiles(job, operands, work, start, stop):
     d, before, after = work[INTO], work[BASE], work[SPARE]
     for number in range(start, stop):
         tile = _tile(number, job.cols)
-        _load(before, job.base + tile.place * _width(job.base_kind), job.base_kind, tile.n)
+        load(before, job.base + tile.place * width(job.base_kind), job.base_kind, tile.n)
         _values(work, np.int64(INTO), operands, np.int64(0), tile)
         for i in range(tile.n):
             after[i] = before[i] + d[i]
-        _round(before, job.out_kind, tile.n)
-        _round(after, job.out_kind, tile.n)
+        round_in_place(before, job.out_kind, tile.n)
+        round_in_place(after, job.out_kind, tile.n)
         for i in range(tile.n):
             counts = np.int64(d[i] != _ZERO)
             nonzero += counts
@@ -500,7 +400,7 @@ def absorbed_tiles(job, operands, work, start, stop):
     return swallowed, nonzero
 
 
-@_step
+@step
 def _packed(values, start, n):
     bits = u32(0)
     for j in range(n):
@@ -514,7 +414,7 @@ def pack_tiles(d, out, cols, start, stop):
     stride = (cols + 7) // 8
     for number in range(start, stop):
         tile = _tile(number, cols)
-        values = _longs_at(d + 4 * tile.place, tile.n)
+        values = longs_at(d + 4 * tile.place, tile.n)
         packed = carray(pointer(out + tile.row * stride + tile.col // 8), ((tile.n + 7) // 8,), np.uint8)
         for byte in range(tile.n // 8):
             packed[byte] = _packed(values, 8 * byte, 8)
@@ -528,7 +428,7 @@ def sum_runs(d, begins, ends, s1, s2, start, stop):
     first, second = np.empty(16, np.float64), np.empty(16, np.float64)
     for run in range(start, stop):
         n = ends[run] - begins[run]
-        values = _longs_at(d + 4 * begins[run], n)
+        values = longs_at(d + 4 * begins[run], n)
         first[:] = 0.0
         second[:] = 0.0
         for i in range(n // 16):

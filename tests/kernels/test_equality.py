@@ -101,7 +101,8 @@ def test_merge_equals_the_reference_in_all_dtypes(
     base = maker.words(shape, base_dtype, 1e-3)
     exact = ExactOperand(words=maker.words(shape, exact_dtype, 1e-3), dtype=exact_dtype)
     for routed in (None, exact, maker.sign(shape), ValueOperand(values=maker.values(shape, 1e-6))):
-        for others in ([], [maker.sign(shape)], [maker.sign(shape), exact]):
+        mixes: list[list[Operand]] = [[], [maker.sign(shape)], [maker.sign(shape), exact]]
+        for others in mixes:
             expected, got = both(fast, base, base_dtype, routed, others, out_dtype=out_dtype)
             assert np.array_equal(expected, got)
 
@@ -143,6 +144,33 @@ def test_weights_and_negative_lambda_equal_the_reference(fast: Kernels, combine:
         combine=combine, weights=weights, lam=-0.7, out_dtype=DType.F32,
     )  # fmt: skip
     assert np.array_equal(expected, got)
+
+
+@pytest.mark.parametrize("kinds", ["es", "se", "em"])
+@pytest.mark.parametrize("routed", ["", "s", "e"])
+def test_the_mixed_short_cut_equals_the_reference_with_weights_and_ragged_rows(
+    fast: Kernels, kinds: str, routed: str
+) -> None:
+    for shape in ((3, 31), (2, 1024), (3, 1061)):
+        maker = Maker(shape[1])
+        others, chosen = mix(maker, shape, kinds), mix(maker, shape, routed)[0] if routed else None
+        base = maker.words(shape, DType.BF16)
+        expected, got = both(fast, base, DType.BF16, chosen, others, weights=[-1.3, 0.7], lam=-0.4)
+        assert np.array_equal(expected, got)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_draws_and_zeros_among_few_values_equal_the_reference(fast: Kernels, count: int) -> None:
+    rng, shape = np.random.default_rng(count), (2, 3000)
+    others: list[Operand] = [
+        ValueOperand(values=rng.choice(np.array([-2, -1, -0.0, 0, 1, 2], np.float32), shape)) for _ in range(count)
+    ]
+    for combine in Combine:
+        expected, got = both(
+            fast, from_float32(rng.choice(np.array([-0.0, 1], np.float32), shape), DType.F32), DType.F32, None, others,
+            combine=combine, lam=-1.0, out_dtype=DType.F32,
+        )  # fmt: skip
+        assert np.array_equal(expected, got), combine
 
 
 def test_products_are_rounded_before_they_are_added(fast: Kernels) -> None:

@@ -92,7 +92,7 @@ def test_n16_small_alphas_in_bf16(kernels: Kernels) -> None:
 
 
 def test_n17_one_rounding_for_all_experts(kernels: Kernels) -> None:
-    two = [ValueOperand(values=values(0.003)), ValueOperand(values=values(0.002))]
+    two: list[Operand] = [ValueOperand(values=values(0.003)), ValueOperand(values=values(0.002))]
     assert merged(kernels, values(1), None, two, combine=Combine.SUM, dtype=DType.BF16) == [1.0078125]
 
 

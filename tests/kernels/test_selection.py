@@ -108,7 +108,7 @@ BAD_OPERANDS: dict[str, tuple[Operand, str]] = {
     "alphas too many": (broken(group=8), "bad_shape"),
     "alphas of another type": (broken(alphas=(GOOD.alphas[0].astype(np.float64),)), "bad_shape"),
     "other columns": (Maker(0).sign((2, 15)), "bad_shape"),
-    "values of another type": (ValueOperand(values=np.zeros((2, 16), np.float64)), "bad_shape"),  # type: ignore[arg-type]
+    "values of another type": (ValueOperand(values=np.zeros((2, 16), np.float64)), "bad_shape"),
     "values of another shape": (ValueOperand(values=np.zeros((2, 8), np.float32)), "bad_shape"),
     "words of another width": (ExactOperand(words=np.zeros((2, 16), np.uint32), dtype=DType.BF16), "bad_shape"),
     "words not contiguous": (ExactOperand(words=np.zeros((2, 32), np.uint16)[:, ::2], dtype=DType.F16), "bad_shape"),

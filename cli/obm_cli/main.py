@@ -86,10 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = cli.main(args=args, prog_name="obm", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        error = ObmError("interrupted", "stopped by the user; nothing was written")
-    except click.exceptions.Abort:
-        error = ObmError("interrupted", "stopped by the user; nothing was written")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        error = ObmError("interrupted", "stopped by the user; nothing is half written")
     except click.ClickException as failure:
         error = _usage_error(failure)
     except ObmError as failure:
@@ -121,8 +119,3 @@ def _os_error(failure: OSError) -> ObmError:
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return ObmError("disk_full", text, where=where, hint="free some space and run the command again")
     return ObmError("io", text, where=where)
-
-
-def run() -> None:
-    """What the `obm` script calls."""
-    sys.exit(main())

@@ -264,7 +264,7 @@ def zero(shape: tuple[int, ...], dtype: DType = DType.BF16) -> TensorRecord:
     return record("w", ZeroParams(), shape=shape, dtype=dtype)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (2**52, 2**52, 0), (1,) * 8, (2**53 - 1,)])
+@pytest.mark.parametrize("shape", [(), (0,), (2**52, 0), (1,) * 8, (2**53 - 1,)])
 def test_parse_extreme_shapes_of_zero_accepted(shape: tuple[int, ...]) -> None:
     assert reason_of(sound_header(manifest_of((zero(shape),)))) == "accepted"
 

@@ -1,0 +1,82 @@
+"""Ctrl-C at any moment and a full disk: one line, the exit code, nothing half written."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import shifted, tiny_llama, write_checkpoint
+
+from obm_cli.main import main
+from obm_format.model import DType
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone, a fine-tune and an expert, of about 40 layers, so that work takes a moment."""
+    folder = tmp_path_factory.mktemp("faults")
+    base = tiny_llama(0, DType.BF16, layers=40)
+    write_checkpoint(folder / "base", base)
+    write_checkpoint(folder / "tuned", shifted(base, 1))
+    assert main(["compress", str(folder / "base"), str(folder / "tuned"), "-o", str(folder / "x.obm"), "--json"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("command", ["compress", "materialize"])
+def test_interrupt_leaves_a_whole_result_or_none(checkpoints: Path, tmp_path: Path, command: str, delay: float) -> None:
+    arguments = {
+        "compress": ["compress", "base", "tuned", "-o", str(tmp_path / "out")],
+        "materialize": ["materialize", "--base", "base", "--expert", "x.obm", "-o", str(tmp_path / "out")],
+    }[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "obm_cli", *arguments], cwd=checkpoints, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    if process.returncode == 0:
+        assert (tmp_path / "out").exists()
+    else:
+        assert process.returncode == 130, err
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_gets_one_line_and_leaves_nothing(
+    checkpoints: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkpoints)
+    monkeypatch.setenv("OBM_HOME", str(small_disk.parent / "home"))
+    assert main(["backbone", "add", "base", "acme/tiny"]) == 0
+    assert main(["push", "x.obm", "acme/tiny:v1"]) == 0
+    for arguments in (
+        ["compress", "base", "tuned", "-o", str(small_disk / "x.obm")],
+        ["materialize", "--base", "base", "--expert", "x.obm", "--method", "routing", "-o", str(small_disk / "out")],
+        ["pull", "acme/tiny:v1", "-o", str(small_disk / "x.obm")],
+    ):
+        capfd.readouterr()
+        assert main(arguments) == 1
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        assert "no space left" in err.lower() or "no space is left" in err
+        assert list(small_disk.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _Command = Callable[..., Any]
+_QUANTITY = re.compile(r"[0-9.]+( [kMGT]?B|%)?")
 
 
 def json_option(command: _Command) -> _Command:
@@ -48,7 +50,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print an aligned table; columns of numbers are set to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     right = [
-        all(isinstance(row[i], str) and row[i][:1].isdigit() for row in cells) and bool(cells)
+        bool(cells) and all(_QUANTITY.fullmatch(row[i]) for row in cells)
         for i in range(len(headers))
     ]
     widths = [max(len(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]

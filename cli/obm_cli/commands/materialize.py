@@ -87,14 +87,12 @@ def command(
         return
     from obm_format.merge import materialize
 
-    if chosen.method.value == "1bit-merging":
-        output.note(f"method 1bit-merging, lam {chosen.lam:g}, scope {chosen.scope.value}")
     with output.progress_bar() as progress:
         made = materialize(backbone, paths, chosen, str(out), threads=threads, progress=progress)
     payload = dataclasses.asdict(made)
     if report is not None:
         Path(report).write_text(json.dumps({"schema": "obm.materialize/1", **payload}, indent=2) + "\n")
-    output.emit("materialize", payload, as_json=as_json, human=lambda: _print(made, str(out)))
+    output.emit("materialize", payload, as_json=as_json, human=lambda: _print(made, chosen, str(out)))
 
 
 def _recipe(
@@ -170,9 +168,10 @@ def _dry_run(recipe: Recipe, paths: list[Path], *, as_json: bool) -> None:
     output.emit("materialize", payload, as_json=as_json, human=human)
 
 
-def _print(made: MergeReport, out: str) -> None:
+def _print(made: MergeReport, recipe: Recipe, out: str) -> None:
     route = f", route {made.route}" if made.route else ""
-    output.say(f"wrote {out} by {made.method}{route}")
+    others = f" (lam {made.lam:g}, scope {recipe.scope.value})" if recipe.rules.combine is not None else ""
+    output.say(f"wrote {out} by {made.method}{others}{route}")
     output.say(f"  moved     {made.moved_fraction:.1%} of the weights")
     for expert in made.experts:
         label = expert.task or expert.id[12:24]

@@ -21,6 +21,8 @@ COMMANDS: dict[str, str] = {
     "compress": "Compress a fine-tune into an expert.",
     "inspect": "Show what is in an expert, from its header.",
     "verify": "Check every byte of an expert, and its backbone.",
+    "stats": "Measure every tensor of an expert: bytes, alphas, signs, shift.",
+    "diff": "Show how two experts differ.",
     "materialize": "Rebuild a checkpoint folder from a backbone and experts.",
     "route": "Train, evaluate and use a router.",
     "backbone": "Register backbones and list them.",

@@ -49,10 +49,7 @@ def note(line: str) -> None:
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print an aligned table; columns of numbers are set to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    right = [
-        bool(cells) and all(_QUANTITY.fullmatch(row[i]) for row in cells)
-        for i in range(len(headers))
-    ]
+    right = [bool(cells) and all(_QUANTITY.fullmatch(row[i]) for row in cells) for i in range(len(headers))]
     widths = [max(len(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]
     for line in [list(headers), *cells]:
         columns = [

@@ -91,7 +91,7 @@ def _facts(found: Mapping[str, Any]) -> str:
         "Holds": f"{found['kind']}, task {found['task'] or '-'}, position {found['position']}",
         "Backbone": f"{backbone['architecture'] or '-'} {backbone['fingerprint']}",
         "Size": f"{nbytes(found['nbytes'])} ({found['nbytes']} bytes)",
-        "Tensors": f"{total['tensors']} of {total['numel']} weights"
+        "Tensors": f"{total['tensors']} with {total['numel']} weights"
         + (f", {bits:.2f} bits per weight" if bits is not None else ""),
     }
     rows = "".join(

@@ -9,7 +9,6 @@ import errno
 import importlib
 import os
 import sys
-from importlib import metadata
 
 import click
 
@@ -72,6 +71,8 @@ def _nearest(name: str) -> str:
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
+        from importlib import metadata
+
         click.echo(f"obm {metadata.version('obm-format')}")
         ctx.exit()
 

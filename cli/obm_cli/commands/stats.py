@@ -33,7 +33,7 @@ def command(expert: str, base: str | None, html: str | None, registry: str | Non
     with output.progress_bar() as progress:
         found = expert_stats(path, base=base, progress=progress).as_json()
     if html is not None:
-        _write_page(Path(html), found, path.name)
+        _write_page(Path(html), found, path.name if path == Path(expert) else expert)
     output.emit("stats", found, as_json=as_json, human=lambda: _print(found, html))
 
 

@@ -227,6 +227,13 @@ def test_folder_without_tokenizer_or_with_a_pickle_refused(base: Path, tmp_path:
     assert caught.value.reason == "pickle_refused"
 
 
+def test_folder_for_which_transformers_would_make_an_empty_tokenizer_refused(tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ObmError, match="tokenizer") as caught:
+        FeatureModel(tmp_path / "bert")
+    assert caught.value.reason == "bad_checkpoint"
+
+
 def test_read_prompts(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "red"}\n\n{"text": "blue\\u00e9", "label": 3}\n', encoding="utf-8")

@@ -68,7 +68,8 @@ class ContainerWriter:
         limits: the limits that the file must keep.
 
     Raises:
-        ObmError: the folder does not exist (`not_found`) or cannot be written (`io`, `disk_full`).
+        ObmError: the folder does not exist (`not_found`) or cannot be written (`io`, `disk_full`), or the target
+            is a folder or a device (`io`).
     """
 
     def __init__(self, path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
@@ -79,6 +80,7 @@ class ContainerWriter:
         self._attachments: dict[str, bytes] = {}
         if not self._path.parent.is_dir():
             raise ObmError("not_found", "the folder to write to does not exist", where=str(self._path.parent))
+        refuse_special(self._path)
         with self._system_errors():
             # Without a name, so that it is gone with the process however that ends.
             self._spool: IO[bytes] | None = tempfile.TemporaryFile(dir=self._path.parent, buffering=0)  # noqa: SIM115
@@ -223,7 +225,8 @@ class ContainerWriter:
 
     def _publish(self, front: list[bytes], file_nbytes: int) -> None:
         """Header, pools and spool into a file beside the target; flushed, then renamed."""
-        temporary = self._path.with_name(f".{self._path.name[:200]}.{secrets.token_hex(8)}.tmp")
+        # 40 characters: at most 160 bytes of the 255 that a name may have
+        temporary = self._path.with_name(f".{self._path.name[:40]}.{secrets.token_hex(8)}.tmp")
         # The system applies the umask to this mode; `tempfile` would give 0600.
         target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
@@ -250,6 +253,16 @@ class ContainerWriter:
         except OSError as error:
             reason = "disk_full" if error.errno in _NO_SPACE else "io"
             raise ObmError(reason, f"cannot write: {error.strerror}", where=str(self._path)) from error
+
+
+def refuse_special(target: Path) -> None:
+    """Refuse to put a file in the place of a folder, a device or a pipe, such as /dev/null.
+
+    Raises:
+        ObmError: `io`.
+    """
+    if target.exists() and not target.is_file():
+        raise ObmError("io", "there is something that is no regular file", where=str(target), hint="name another file")
 
 
 def _check_parts(record: TensorRecord, parts: Sequence[PartData], layouts: Sequence[PartLayout], alphas: int) -> None:

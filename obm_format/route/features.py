@@ -20,6 +20,7 @@ from obm_format.errors import CheckpointError, UsageError
 from obm_format.kernels.words import Float32
 
 BATCH = 32
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
 class FeatureModel:
@@ -41,6 +42,7 @@ class FeatureModel:
             pass
         if not (self.path / "config.json").is_file():
             raise UsageError("usage", "features need a folder with config.json and a tokenizer", where=str(self.path))
+        _check_tokenizer(self.path)
         local = {"local_files_only": True, "trust_remote_code": False}
         with _quiet(transformers), _load_errors(self.path):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, **local)
@@ -100,6 +102,17 @@ class FeatureModel:
             kept = mask.unsqueeze(-1).float()
             mean = (hidden * kept).sum(dim=1) / kept.sum(dim=1)
         return np.asarray(mean.numpy(), dtype=np.float32)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without tokenizer: for some models transformers would make an empty one, without a word."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS) and not any(folder.glob("*.model")):
+        raise CheckpointError(
+            "bad_checkpoint",
+            "holds no tokenizer",
+            where=str(folder),
+            hint="routing needs config.json and the tokenizer files of the backbone",
+        )
 
 
 def _torch() -> Any:  # noqa: ANN401  the module itself

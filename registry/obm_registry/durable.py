@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from obm_format.container.writer import refuse_special
 from obm_format.errors import from_os_error
 
 
@@ -50,12 +51,14 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
     when it raises, nothing is left behind.
 
     Args:
-        target: the file to write; its folder exists.
+        target: the file to write; its folder exists, and it is no folder, device or pipe.
 
     Raises:
         ObmError: `disk_full` or `io`.
     """
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    refuse_special(target)
+    # 40 characters: at most 160 bytes of the 255 that a name may have
+    draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     with disk_errors(str(target)):
         file = draft.open("xb")
         try:

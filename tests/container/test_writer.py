@@ -209,6 +209,25 @@ def test_writer_after_commit_or_abort_is_closed(tmp_path: Path) -> None:
     assert files(tmp_path) == ["x.obm"]
 
 
+@pytest.mark.parametrize("letter", ["x", "\N{CJK UNIFIED IDEOGRAPH-65E5}", "\N{GRINNING FACE}"])
+def test_name_as_long_as_the_system_allows(tmp_path: Path, letter: str) -> None:
+    target = tmp_path / (letter * (251 // len(letter.encode())) + ".obm")
+    write(target)
+    assert files(tmp_path) == [target.name]
+
+
+def test_device_pipe_or_folder_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(ObmError) as caught:
+            ContainerWriter(tmp_path / name)
+        assert caught.value.reason == "io"
+    assert files(tmp_path) == ["folder", "link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_folder_that_does_not_exist_refused(tmp_path: Path) -> None:
     with pytest.raises(ObmError) as caught:
         ContainerWriter(tmp_path / "none" / "x.obm")

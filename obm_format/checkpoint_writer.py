@@ -63,13 +63,14 @@ class CheckpointWriter:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.target = Path(target)
-        self._refuse_occupied()
+        refuse_occupied(self.target)
         shards = _distribute(specs, shard_nbytes)
         self._names = _file_names(len(shards))
         self._placed = {place.spec.name: place for place in _places(shards, metadata)}
         self._written = dict.fromkeys(self._placed, 0)
         self._descriptors: list[int] = []
-        self._folder = self.target.parent / f".{self.target.name}.{secrets.token_hex(8)}.partial"
+        # 40 characters: at most 160 bytes of the 255 that a name may have
+        self._folder = self.target.parent / f".{self.target.name[:40]}.{secrets.token_hex(8)}.partial"
         try:
             with self._os_errors():
                 self._create(shards, metadata)
@@ -142,16 +143,16 @@ class CheckpointWriter:
                     expected=place.spec.nbytes,
                     got=self._written[name],
                 )
-        self._refuse_occupied()
+        refuse_occupied(self.target)
         with self._os_errors():
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
             self._close()
             if len(self._names) > 1:
                 _write_file(self._folder / f"model{INDEX_SUFFIX}", self._index())
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             self._folder.rename(self.target)
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
 
     def abort(self) -> None:
         """Remove what was written; nothing happens after `commit`."""
@@ -178,24 +179,31 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": total}, "weight_map": placed}
         return (json.dumps(index, indent=2) + "\n").encode()
 
-    def _refuse_occupied(self) -> None:
-        target = self.target
-        if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-            raise CheckpointError(
-                "exists",
-                "the output exists already",
-                where=str(target),
-                hint="name another folder, or remove it",
-            )
-        if not target.parent.is_dir():
-            raise CheckpointError("not_found", "the parent folder does not exist", where=str(target.parent))
-
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise from_os_error(error, str(self.target)) from error
+
+
+def refuse_occupied(target: Path) -> None:
+    """Refuse a target of a whole folder that holds something, or has no parent.
+
+    Raises:
+        CheckpointError: `exists`, `not_found`.
+    """
+    # `.` and `..` are no names that a folder could be renamed to
+    nameless = target.name in ("", "..")
+    if nameless or target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise CheckpointError(
+            "exists",
+            "the output exists already",
+            where=str(target),
+            hint="name another folder, or remove it",
+        )
+    if not target.parent.is_dir():
+        raise CheckpointError("not_found", "the parent folder does not exist", where=str(target.parent))
 
 
 def _distribute(specs: Iterable[TensorSpec], shard_nbytes: int) -> list[list[TensorSpec]]:
@@ -267,7 +275,8 @@ def _write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let what was made or renamed in a folder survive a power cut; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -22,11 +22,11 @@ import numpy as np
 from obm_format.checkpoint import open_checkpoint
 from obm_format.container.sources import BytesSource
 from obm_format.errors import UsageError
-from obm_format.expert import Expert, open_expert
+from obm_format.expert import Expert, References, open_expert
 from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Words
 from obm_format.merge import Recipe, WeightStream
-from obm_format.model import DType, TensorSpec
+from obm_format.model import DType, Kind, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ class Loader:
 
     Args:
         base: checkpoint folder or safetensors file of the backbone.
-        experts: paths of `.obm` files.
+        experts: paths of `.obm` files; base vectors of `rtvq` experts may be among them, or lie beside them.
         budget_bytes: most bytes of packed experts that are kept in memory; the least recently used go first.
             What does not fit is read from its file each time.
         device: where the weights are; only "cpu" so far.
@@ -166,6 +166,7 @@ class Residents:
         self._budget = budget_bytes
         self._held: OrderedDict[Path, Expert] = OrderedDict()
         self._files: list[Expert] = []
+        self._references = References(self._paths)
 
     @property
     def nbytes(self) -> int:
@@ -173,11 +174,17 @@ class Residents:
         return sum(expert.nbytes for expert in self._held.values())
 
     def experts(self) -> list[Expert]:
-        """All experts, open. Those of the last call that were not held are closed by this one."""
+        """All experts, open, with their base vectors. Those of the last call that were not held are closed."""
         self._close_files()
         found = []
-        for path in self._paths:
+        for path in list(self._paths):
             expert = self._held.get(path) or self._open(path)
+            if expert.manifest.kind is Kind.RTVQ_BASE:
+                # takes no part; the references open it once more where an expert needs it
+                self._paths.remove(path)
+                self._held.pop(path, expert).close()
+                continue
+            self._references.attach(expert, path)
             if path in self._held:
                 self._held.move_to_end(path)
             found.append(expert)
@@ -185,6 +192,7 @@ class Residents:
 
     def close(self) -> None:
         """Close all."""
+        self._references.close()
         self._close_files()
         while self._held:
             self._held.popitem()[1].close()

@@ -5,14 +5,14 @@ Source: obm-1 clauses 10.3 and 14.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obm_format.checkpoint import Checkpoint, open_checkpoint
 from obm_format.container.reader import Defect
 from obm_format.errors import FormatError, ObmError
-from obm_format.expert import Expert, open_expert
+from obm_format.expert import Expert, References, open_expert
 from obm_format.model import Kind, TensorSpec
 from obm_format.progress import Progress, silent
 
@@ -43,6 +43,7 @@ def verify_expert(
     base: str | Path | None = None,
     deep: bool = False,
     expected_id: str | None = None,
+    refs: Sequence[str | Path] = (),
     progress: Progress = silent,
 ) -> Verification:
     """Check every byte of an expert, and with `base` that this checkpoint is its backbone.
@@ -52,6 +53,7 @@ def verify_expert(
         base: a checkpoint folder or safetensors file.
         deep: also decode every tensor and check every frame and sum; exact tensors need `base`.
         expected_id: the artifact id that the file must have.
+        refs: where to look first for the base vector of `rtvq` tensors, which `deep` needs.
         progress: told how many bytes are hashed.
 
     Returns:
@@ -65,16 +67,17 @@ def verify_expert(
         expert = open_expert(path, expected_id=expected_id)
     except FormatError as error:
         return Verification(id=None, level=level, defects=[_defect(error, str(path))])
-    with expert:
+    with expert, References(refs) as references:
+        lacking = list(_reference_defects(expert, references, path)) if deep else []
         if base is None:
             defects = expert.verify("deep" if deep else "parts", progress=progress)
-            return Verification(id=expert.id, level=level, defects=defects)
+            return Verification(id=expert.id, level=level, defects=defects + lacking)
         with open_checkpoint(base) as backbone:
             defects = expert.verify("parts", progress=progress) or list(backbone_defects(expert, backbone))
             defects = defects or list(_fingerprint_defects(expert, backbone))
             if deep and not defects:
                 defects = expert.verify("deep", base=backbone.words)
-        return Verification(id=expert.id, level=level, defects=defects)
+        return Verification(id=expert.id, level=level, defects=defects + lacking)
 
 
 def backbone_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
@@ -100,6 +103,14 @@ def _fingerprint_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defec
     if found != expected:
         detail = f"expected fingerprint {expected}, got {found}"
         yield Defect(reason="backbone_mismatch", where="backbone", detail=detail)
+
+
+def _reference_defects(expert: Expert, references: References, path: str | Path) -> Iterator[Defect]:
+    """The base vector that an expert refers to and that is not found (obm-1 clause 6.7)."""
+    try:
+        references.attach(expert, path)
+    except FormatError as error:
+        yield _defect(error, str(path))
 
 
 def _expected_tensors(expert: Expert) -> dict[str, tuple[TensorSpec | None, bytes | None]]:

@@ -133,6 +133,24 @@ def test_occupied_target_refused(tmp_path: Path, occupied: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("target", [".", "..", "sub/.."])
+def test_target_without_a_name_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "sub")
+    with pytest.raises(ObmError) as caught:
+        CheckpointWriter(Path(target), SPECS)
+    assert caught.value.reason == "exists"
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{CJK UNIFIED IDEOGRAPH-65E5}"])
+def test_name_as_long_as_the_system_allows(tmp_path: Path, letter: str) -> None:
+    target = tmp_path / (letter * (255 // len(letter.encode())))
+    write_all(target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_empty_target_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_all(tmp_path / "out")

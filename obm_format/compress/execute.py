@@ -14,24 +14,24 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obm_format.checkpoint import Checkpoint, open_checkpoint
-from obm_format.codecs import affine, catalogue, raw, sign1, sparse, tern1
+from obm_format.codecs import affine, catalogue, raw, rtvq, sign1, sparse, tern1
 from obm_format.codecs.base import Encoded, with_tail
 from obm_format.compress.options import CompressOptions
 from obm_format.compress.report import CompressReport, ErrorSums, make_report
 from obm_format.errors import CheckpointError, UsageError
-from obm_format.expert import ExpertWriter
+from obm_format.expert import Expert, ExpertWriter
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32
 from obm_format.limits import DEFAULT_LIMITS
-from obm_format.model import BackboneId, Granularity, Kind, Mode, TensorRecord, TensorSpec, ZeroParams
+from obm_format.model import BackboneId, Granularity, Kind, Mode, RtvqParams, TensorRecord, TensorSpec, ZeroParams
 from obm_format.positions import blocks_of, matrix_rows, select
 from obm_format.progress import Progress, silent
-from obm_format.taskvector import Pair, Relation, TaskVectorPlan, check_finite, difference, pair
+from obm_format.taskvector import Pair, Relation, check_finite, difference, pair
 
 _AHEAD = 4  # tensors that are hashed and checked before their turn
 
@@ -66,22 +66,7 @@ def compress_checkpoint(
     if Path(out).suffix == ".safetensors":
         raise UsageError("usage", "an expert is no dense checkpoint", where=str(out), hint="name it *.obm")
     with open_checkpoint(base_path) as base, open_checkpoint(tuned_path) as tuned:
-        plan = pair(base, tuned, allow_removed=options.allow_removed)
-        work = _Work(base, tuned, plan, options, kernels or select_kernels())
-        with ExpertWriter(out) as writer:
-            aliases = work.write_tensors(writer, progress)
-            for file in _changed_side_files(base, tuned):
-                writer.attach(file.name, file.read_bytes())
-            header = writer.commit(
-                kind=Kind.TASK_VECTOR,
-                task=options.task,
-                position=options.position,
-                backbone=backbone_id(base),
-                aliases=aliases,
-                removed=plan.removed,
-                prefix=plan.prefix,
-            )
-        return make_report(os.fspath(out), header, inside=work.inside, dense_nbytes=tuned.nbytes, error=work.error)
+        return Compression(base, tuned, options, kernels or select_kernels()).write(out, progress)
 
 
 def backbone_id(base: Checkpoint, progress: Progress = silent) -> BackboneId:
@@ -94,30 +79,87 @@ def backbone_id(base: Checkpoint, progress: Progress = silent) -> BackboneId:
     )
 
 
-class _Work:
-    """One run of `compress_checkpoint`: what all its tensors share, and what was measured on the way."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedBase:
+    """The base vector that the offsets of several experts are taken from.
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        tuned: Checkpoint,
-        plan: TaskVectorPlan,
-        options: CompressOptions,
-        kernels: Kernels,
-    ) -> None:
+    Args:
+        expert: the artifact of kind rtvq-base that holds it, open; it has every tensor of the position.
+        bits: bits of an offset.
+    """
+
+    expert: Expert
+    bits: int
+
+
+class Compression:
+    """One fine-tune against its backbone: what all its tensors share, and what was measured on the way.
+
+    Args:
+        base: the backbone.
+        tuned: the fine-tune; both stay the caller's.
+        options: how to compress.
+        kernels: the arithmetic.
+
+    Raises:
+        CheckpointError, BackboneMismatch, UsageError: as `compress_checkpoint`.
+    """
+
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, options: CompressOptions, kernels: Kernels) -> None:
         self.base = base
         self.tuned = tuned
-        self.plan = plan
+        self.plan = pair(base, tuned, allow_removed=options.allow_removed)
         self.options = options
         self.kernels = kernels
         self.config = base.config() or tuned.config()
         floats = [
-            TensorSpec(found.name, found.spec.dtype, found.encoded_shape) for found in plan.pairs if found.is_float
+            TensorSpec(found.name, found.spec.dtype, found.encoded_shape) for found in self.plan.pairs if found.is_float
         ]
         self.inside = select(floats, options.position, base.architecture)
-        self.error = ErrorSums()
+        self._error = ErrorSums()
 
-    def write_tensors(self, writer: ExpertWriter, progress: Progress) -> list[tuple[str, str]]:
+    def write(
+        self, out: str | os.PathLike[str], progress: Progress = silent, shared: SharedBase | None = None
+    ) -> CompressReport:
+        """Write the expert; on any error nothing is left behind.
+
+        Args:
+            out: the file.
+            progress: told of phase `compress` in bytes of the fine-tune; may raise to stop.
+            shared: store the tensors of the position as `rtvq` offsets from it, whatever the options say.
+
+        Raises:
+            ObmError: as `compress_checkpoint`.
+        """
+        self._error = ErrorSums()
+        with ExpertWriter(out) as writer:
+            aliases = self._write_tensors(writer, progress, shared)
+            for file in _changed_side_files(self.base, self.tuned):
+                writer.attach(file.name, file.read_bytes())
+            refers = any(isinstance(record.params, RtvqParams) for record in writer.records)
+            header = writer.commit(
+                kind=Kind.TASK_VECTOR,
+                task=self.options.task,
+                position=self.options.position,
+                backbone=backbone_id(self.base),
+                aliases=aliases,
+                removed=self.plan.removed,
+                prefix=self.plan.prefix,
+                refs=(shared.expert.id,) if shared is not None and refers else (),
+            )
+        return make_report(
+            os.fspath(out), header, inside=self.inside, dense_nbytes=self.tuned.nbytes, error=self._error
+        )
+
+    def aliases(self) -> dict[str, str]:
+        """The tensors that are stored as copies of others, with those; hashes what it needs to know that."""
+        targets: dict[tuple[object, ...], Pair] = {}
+        twins = ((found.name, self._twin(found, targets)) for found in self.plan.pairs)
+        return {name: target for name, target in twins if target is not None}
+
+    def _write_tensors(
+        self, writer: ExpertWriter, progress: Progress, shared: SharedBase | None
+    ) -> list[tuple[str, str]]:
         """Encode and write all tensors, sorted by name; give the aliases."""
         targets: dict[tuple[object, ...], Pair] = {}
         aliases: list[tuple[str, str]] = []
@@ -129,7 +171,7 @@ class _Work:
                 if target is not None:
                     aliases.append((found.name, target))
                 else:
-                    self._write(found, writer)
+                    self._write(found, writer, shared)
                 self.tuned.release(found.source)
                 if found.base is not None:
                     self.base.release(found.base.name)
@@ -137,9 +179,9 @@ class _Work:
                 progress("compress", done, total)
         return aliases
 
-    def _write(self, found: Pair, writer: ExpertWriter) -> None:
+    def _write(self, found: Pair, writer: ExpertWriter, shared: SharedBase | None) -> None:
         if found.name in self.inside:
-            mode, encoded = Mode.DELTA, self._encode_inside(found)
+            mode, encoded = Mode.DELTA, self._encode_inside(found, shared)
         else:
             mode, encoded = self._encode_rest(found)
         record = TensorRecord(spec=found.spec, base=found.base, mode=mode, params=encoded.params)
@@ -201,14 +243,18 @@ class _Work:
 
     # --- inside the position ---
 
-    def _encode_inside(self, found: Pair) -> Encoded:
+    def _encode_inside(self, found: Pair, shared: SharedBase | None) -> Encoded:
         d = difference(found, self.base, self.tuned, self.kernels)
         # obm-1 clause 11.1: an all-zero task vector in the position is `zero`
         if not d.any():
             return self._with_tail(Encoded(params=ZeroParams(), parts=()), found)
-        encoded = self._encode_values(d, found)
+        reference = None if shared is None else shared.expert.values(found.name)
+        if shared is None or reference is None:
+            encoded = self._encode_values(d, found)
+        else:
+            encoded = rtvq.encode(d, reference, bits=shared.bits, rows=matrix_rows(found.name, d.shape))
         record = TensorRecord(spec=found.spec, base=found.base, mode=Mode.DELTA, params=encoded.params)
-        self.error.add(d.reshape(-1), record, encoded, self.kernels)
+        self._error.add(d, record, encoded, self.kernels, reference)
         return self._with_tail(encoded, found)
 
     def _encode_values(self, d: Float32, found: Pair) -> Encoded:

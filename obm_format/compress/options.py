@@ -6,7 +6,7 @@ Never looks at a checkpoint. Source: design page, "Defaults, and why"; obm-1 cla
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -27,6 +27,7 @@ _PAPER_ALPHA = AlphaChoice(granularity=Granularity.MATRIX, rule=AlphaRule.MEAN)
 _DEFAULT_ALPHA = AlphaChoice(granularity=Granularity.ROW, rule=AlphaRule.PROJ)
 _ALPHA = re.compile(r"(?P<rule>mean|rms|proj)(/(?P<granularity>matrix|row|group:(?P<group>[0-9]{1,9})))?")
 _GAIN = re.compile(r"[0-9]{1,4}(\.[0-9]{1,9})?")
+_RTVQ = re.compile(r"([2348])\+([2348])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,40 @@ class CompressOptions:
     alpha: AlphaChoice = _DEFAULT_ALPHA
     rest: str = "exact"
     allow_removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RtvqOptions:
+    """How to compress several fine-tunes onto one base vector; `parse_rtvq_options` makes one from words.
+
+    Args:
+        base_bits: bits of the base vector: 2, 3, 4 or 8.
+        offset_bits: bits of each offset, likewise.
+        tasks: a task name for each fine-tune, or none at all.
+        common: position, rest and allow_removed of all; what it says of the position's encoding is not used.
+    """
+
+    base_bits: int = 3
+    offset_bits: int = 2
+    tasks: tuple[str, ...] = ()
+    common: CompressOptions = CompressOptions()
+
+
+def parse_rtvq_options(bits: str, tasks: Sequence[str], common: CompressOptions) -> RtvqOptions:
+    """Options from the words of the command line.
+
+    Args:
+        bits: bits of base vector and offset, `3+2`.
+        tasks: a task name for each fine-tune, or none at all.
+        common: position, rest and allow_removed.
+
+    Raises:
+        UsageError: `usage`.
+    """
+    match = _RTVQ.fullmatch(bits)
+    if match is None:
+        raise UsageError("usage", "these are no bits", expected="BASE+OFFSET, each 2, 3, 4 or 8, as 3+2", got=bits)
+    return RtvqOptions(base_bits=int(match[1]), offset_bits=int(match[2]), tasks=tuple(tasks), common=common)
 
 
 def parse_compress_options(  # noqa: PLR0913 - one per flag

@@ -108,19 +108,30 @@ class ErrorSums:
     def __init__(self) -> None:
         self._shift = self._along = self._lost = 0.0
 
-    def add(self, d: Float32, record: TensorRecord, encoded: Encoded, kernels: Kernels) -> None:
+    def add(
+        self,
+        d: Float32,
+        record: TensorRecord,
+        encoded: Encoded,
+        kernels: Kernels,
+        reference: Float32 | None = None,
+    ) -> None:
         """Count one tensor, decoding it piece by piece from what will be written.
 
         Args:
-            d: flat float32 task vector.
+            d: float32 task vector of any shape.
             record: what is written of it.
             encoded: likewise, without tail.
             kernels: unpack signs.
+            reference: what an `rtvq` offset is taken from, of the shape of `d`.
         """
-        parts = _EncodedParts(encoded)
+        parts, flat = _EncodedParts(encoded), d.reshape(-1)
+        shared = None if reference is None else reference.reshape(-1)
         for span in Span(0, d.size).pieces(_PIECE):
-            wanted = d[span.start : span.stop].astype(np.float64)
-            decoded = catalogue.decode_values(record, parts, span, kernels=kernels).astype(np.float64)
+            wanted = flat[span.start : span.stop].astype(np.float64)
+            piece = None if shared is None else shared[span.start : span.stop]
+            values = catalogue.decode_values(record, parts, span, kernels=kernels, reference=piece)
+            decoded = values.astype(np.float64)
             self._shift += float(wanted @ wanted)
             self._along += float(wanted @ decoded)
             wanted -= decoded

@@ -1,6 +1,10 @@
-"""An expert: where the container's parts and the codecs meet. `reader` opens one, `writer` makes one."""
+"""An expert: where the container's parts and the codecs meet.
+
+`reader` opens one, `references` finds what it refers to, `writer` makes one.
+"""
 
 from obm_format.expert.reader import Expert, open_expert
+from obm_format.expert.references import References
 from obm_format.expert.writer import ExpertWriter
 
-__all__ = ["Expert", "ExpertWriter", "open_expert"]
+__all__ = ["Expert", "ExpertWriter", "References", "open_expert"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from obm_format.codecs.base import FrameInfo, Span
 from obm_format.container.reader import Container
-from obm_format.errors import UsageError
+from obm_format.errors import BackboneMismatch, UsageError
 from obm_format.layout import default_rows
-from obm_format.model import TensorRecord
+from obm_format.model import AffineParams, TensorRecord, ZeroParams
 
 
 class RecordParts:
@@ -97,3 +97,20 @@ def matrix_shape(record: TensorRecord, rows: int | None = None) -> tuple[int, in
     if (rows < 1 or numel % rows) and (rows or numel):
         raise UsageError("bad_shape", "the tensor has no such matrix view", where=record.name, got=f"{rows} rows")
     return rows, numel // rows if rows else 0
+
+
+def is_base_vector(found: TensorRecord, record: TensorRecord) -> bool:
+    """Whether a record of an artifact of kind rtvq-base is one that `record` may refer to (obm-1 clause 6.7)."""
+    return isinstance(found.params, AffineParams | ZeroParams) and found.encoded_shape == record.encoded_shape
+
+
+def other_tensor(record: TensorRecord, got: str) -> BackboneMismatch:
+    """The error for a backbone tensor of another dtype or shape than the record's."""
+    base = record.base
+    return BackboneMismatch(
+        "base_tensor",
+        "the backbone tensor has another dtype or shape",
+        where=record.name,
+        expected=f"{base.dtype.name}{list(base.shape)}" if base else "no such tensor",
+        got=got,
+    )

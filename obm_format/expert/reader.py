@@ -19,13 +19,12 @@ from obm_format.container.header import Header
 from obm_format.container.reader import Container, Defect, RecordDigests
 from obm_format.container.sources import AnySource
 from obm_format.errors import BackboneMismatch, FormatError, ObmError, UsageError
-from obm_format.expert.parts import RecordParts, RowCut, cut_rows, matrix_shape
+from obm_format.expert.parts import RecordParts, RowCut, cut_rows, is_base_vector, matrix_shape, other_tensor
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
 from obm_format.limits import DEFAULT_LIMITS, Limits
 from obm_format.model import (
-    AffineParams,
     Attachment,
     Kind,
     Manifest,
@@ -103,6 +102,21 @@ class Expert:
     def attachments(self) -> tuple[Attachment, ...]:
         """The files that travel along, sorted by name."""
         return self.manifest.attachments
+
+    @property
+    def missing_refs(self) -> tuple[str, ...]:
+        """The artifact ids that `rtvq` records refer to and that are not at hand."""
+        used = {record.params.ref for record in self.manifest.tensors if isinstance(record.params, RtvqParams)}
+        ids = (self.manifest.refs[place] for place in sorted(used))
+        return tuple(wanted for wanted in ids if wanted not in self._refs)
+
+    def refer_to(self, other: Expert) -> None:
+        """Let `rtvq` records take their base vector from an open artifact, which stays the caller's."""
+        self._refs[other.id] = other
+
+    def forget(self, other: Expert) -> None:
+        """Take `refer_to` back."""
+        self._refs.pop(other.id, None)
 
     def attachment(self, name: str) -> bytes:
         """The bytes of an attachment.
@@ -294,7 +308,7 @@ class Expert:
         """
         record = self._record(name)
         if record.base is None or (record.base.dtype, record.base.shape) != (spec.dtype, spec.shape):
-            raise _other_tensor(record, f"{spec.dtype.name}{list(spec.shape)}")
+            raise other_tensor(record, f"{spec.dtype.name}{list(spec.shape)}")
         expected = self._container.digests(record).base
         if expected != sha256:
             raise BackboneMismatch(
@@ -351,7 +365,7 @@ class Expert:
         if base is None or record.base is None:
             raise UsageError("usage", f"{record.encoding} needs the backbone's tensor", where=record.name)
         if base.dtype != words_dtype(record.base.dtype) or base.shape != record.base.shape:
-            raise _other_tensor(record, f"{base.dtype}{list(base.shape)}")
+            raise other_tensor(record, f"{base.dtype}{list(base.shape)}")
         flat = np.ascontiguousarray(base).reshape(-1)
         if not checked:
             self.check_base(record.name, record.base, _sha256(flat))
@@ -420,12 +434,7 @@ class Expert:
             Kind.RTVQ_BASE,
             self.manifest.backbone.fingerprint,
         )
-        fits = (
-            found is not None
-            and isinstance(found.params, AffineParams | ZeroParams)
-            and found.encoded_shape == record.encoded_shape
-        )
-        if found is None or not (same and fits):
+        if found is None or not (same and is_base_vector(found, record)):
             raise FormatError(
                 "bad_reference",
                 "the artifact is no base vector for this tensor",
@@ -449,6 +458,8 @@ class Expert:
             self.rebuild(record.name)
         elif base is not None and not missing:
             self.rebuild(record.name, base(record.base.name))
+        elif isinstance(record.params, RtvqParams) and not missing:
+            self.values(record.name)
         else:
             catalogue.check(record, RecordParts(self._container, record), self._kernels)
             self.tail(record.name)
@@ -483,14 +494,3 @@ def open_expert(
 
 def _sha256(flat: Words) -> bytes:
     return hashlib.sha256(flat.view(np.uint8).data).digest()
-
-
-def _other_tensor(record: TensorRecord, got: str) -> BackboneMismatch:
-    base = record.base
-    return BackboneMismatch(
-        "base_tensor",
-        "the backbone tensor has another dtype or shape",
-        where=record.name,
-        expected=f"{base.dtype.name}{list(base.shape)}" if base else "no such tensor",
-        got=got,
-    )

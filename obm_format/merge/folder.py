@@ -18,11 +18,11 @@ from typing import Any
 
 from obm_format.checkpoint import Checkpoint, is_side_file, open_checkpoint
 from obm_format.checkpoint_writer import CheckpointWriter
-from obm_format.expert import Expert, open_expert
+from obm_format.expert import Expert, References, open_expert
 from obm_format.kernels.contract import Kernels
 from obm_format.merge.execute import WeightStream
 from obm_format.merge.recipe import Method, Recipe
-from obm_format.model import DType
+from obm_format.model import DType, Kind
 from obm_format.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def materialize(
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
+    refs: Sequence[ExpertSource] = (),
     threads: int | None = None,
     kernels: Kernels | None = None,
     progress: Progress = silent,
@@ -101,9 +102,11 @@ def materialize(
 
     Args:
         base: the backbone: open, or a checkpoint folder or safetensors file.
-        experts: experts: open, or paths of `.obm` files.
+        experts: experts: open, or paths of `.obm` files. A base vector among them (kind rtvq-base) takes no
+            part but by the experts that refer to it.
         recipe: how; its fields `backbone` and `experts` are for those who find the files.
         out: the folder to make; it must not exist, or be empty.
+        refs: base vectors of `rtvq` experts, likewise; those beside an expert's file are found without.
         threads: most threads; by default all processors.
         kernels: who computes; by default the fastest at hand.
         progress: told the bytes written.
@@ -115,19 +118,39 @@ def materialize(
         ObmError: nothing appears at `out` then.
     """
     with contextlib.ExitStack() as stack:
-        backbone, opened = open_sources(base, experts, stack)
+        backbone, opened = open_sources(base, experts, stack, refs)
         stream = WeightStream(backbone, opened, recipe, kernels=kernels, threads=threads, measure=True)
         write_folder(stream, backbone, Path(out), routed_expert(stream, opened), progress)
         return report(stream)
 
 
 def open_sources(
-    base: BaseSource, experts: Sequence[ExpertSource], stack: contextlib.ExitStack
+    base: BaseSource,
+    experts: Sequence[ExpertSource],
+    stack: contextlib.ExitStack,
+    refs: Sequence[ExpertSource] = (),
 ) -> tuple[Checkpoint, list[Expert]]:
-    """Open what is not open yet; `stack` closes that again."""
+    """Open what is not open yet; `stack` closes that again.
+
+    Args:
+        base: the backbone.
+        experts: experts, and base vectors that they refer to.
+        stack: owns what is opened here.
+        refs: further base vectors.
+
+    Returns:
+        the backbone, and the experts that take part, each with its base vector.
+
+    Raises:
+        FormatError: `bad_reference`, a base vector is not found.
+        ObmError: a file cannot be opened.
+    """
     backbone = base if isinstance(base, Checkpoint) else stack.enter_context(open_checkpoint(base))
     opened = [one if isinstance(one, Expert) else stack.enter_context(open_expert(one)) for one in experts]
-    return backbone, opened
+    references = stack.enter_context(References([*opened, *refs]))
+    for source, one in zip(experts, opened, strict=True):
+        references.attach(one, None if isinstance(source, Expert) else source)
+    return backbone, [one for one in opened if one.manifest.kind is not Kind.RTVQ_BASE]
 
 
 def routed_expert(stream: WeightStream, experts: Sequence[Expert]) -> Expert | None:

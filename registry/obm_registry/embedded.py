@@ -159,7 +159,7 @@ class EmbeddedRegistry:
             FormatError: the file is damaged.
             RegistryError: `backbone_unknown`, `tag_exists`, `tag_immutable`, `quota_exceeded`, `disk_full`.
             BackboneMismatch: `backbone_mismatch`.
-            UsageError: `bad_ref`.
+            UsageError: `bad_ref`; `usage`, the expert refers to a base vector.
         """
         began = time.perf_counter()
         where = _local(ref)

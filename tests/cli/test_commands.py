@@ -111,6 +111,26 @@ def test_position_none_then_routing_returns_the_fine_tune_bit_for_bit(
             np.testing.assert_array_equal(out.words(name), expected.words(name))
 
 
+def test_explicit_route_goes_before_the_router(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ok(capfd, "compress", "base", "math", "-o", "math.obm", "--task", "math")
+    asked = ("materialize", "--base", "base", "--expert", "math.obm", "--router", "none.obm", "--input", "text")
+    assert refused(capfd, *asked, "-o", "out")[1]["reason"] == "not_found"
+    assert ok(capfd, *asked, "--route", "math", "-o", "out")["route"] == "math"
+    assert ok(capfd, *asked, "--route", "none", "-o", "bare")["route"] is None
+
+
+def test_report_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ok(capfd, "compress", "base", "math", "-o", "math.obm", "--task", "math")
+    asked = ("materialize", "--base", "base", "--expert", "math.obm", "-o", "out", "--report")
+    for report in ("no/report.json", "base"):
+        assert refused(capfd, *asked, report)[1]["where"] == report
+        assert not (folder / "out").exists()
+    made = ok(capfd, *asked, "out/report.json")
+    assert json.loads((folder / "out" / "report.json").read_text()) == made
+
+
 def test_same_bytes_from_another_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ok(capfd, "compress", "base", "math", "-o", "a.obm", "--task", "math")
     (folder / "elsewhere").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -28,8 +29,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0])
-@pytest.mark.parametrize("command", ["compress", "materialize"])
-def test_interrupt_leaves_a_whole_result_or_none(checkpoints: Path, tmp_path: Path, command: str, delay: float) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("compress", signal.SIGINT), ("materialize", signal.SIGINT), ("materialize", signal.SIGTERM)],
+)
+def test_interrupt_leaves_a_whole_result_or_none(
+    checkpoints: Path, tmp_path: Path, command: str, number: signal.Signals, delay: float
+) -> None:
     arguments = {
         "compress": ["compress", "base", "tuned", "-o", str(tmp_path / "out")],
         "materialize": ["materialize", "--base", "base", "--expert", "x.obm", "-o", str(tmp_path / "out")],
@@ -38,7 +44,7 @@ def test_interrupt_leaves_a_whole_result_or_none(checkpoints: Path, tmp_path: Pa
         [sys.executable, "-m", "obm_cli", *arguments], cwd=checkpoints, stderr=subprocess.PIPE, text=True
     )
     time.sleep(delay)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     if process.returncode == 0:
@@ -46,6 +52,28 @@ def test_interrupt_leaves_a_whole_result_or_none(checkpoints: Path, tmp_path: Pa
     else:
         assert process.returncode == 130, err
         assert list(tmp_path.iterdir()) == []
+
+
+IMPORT_INTERRUPTED = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "obm_cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from obm_cli.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_interrupt_while_the_commands_are_imported_is_one_line(flag: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_INTERRUPTED, "ls", *flag], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["reason"] == "interrupted" if flag else line.startswith("obm: ")
 
 
 @pytest.fixture

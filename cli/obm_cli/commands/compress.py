@@ -1,4 +1,4 @@
-"""`obm compress`: a fine-tune into an expert."""
+"""`obm compress`: a fine-tune into an expert, or several into experts that share a base vector."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ import click
 from obm_cli import output
 
 if TYPE_CHECKING:
-    from obm_format.compress import CompressReport
+    from obm_format.compress import CompressOptions, CompressReport, RtvqReport
 
 
 @click.command("compress")
 @click.argument("base", metavar="BASE", type=click.Path())
-@click.argument("tuned", metavar="TUNED", type=click.Path())
-@click.option("-o", "--output", "out", metavar="X.obm", required=True, type=click.Path(), help="The file to write.")
-@click.option("--task", default="", metavar="NAME", help="Name of the task, by which a route finds the expert.")
+@click.argument("tuned", metavar="TUNED...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "-o", "--output", "out", metavar="X.obm", required=True, type=click.Path(),
+    help="The file to write; with --rtvq the folder.",
+)  # fmt: skip
+@click.option(
+    "--task", "tasks", metavar="NAME", multiple=True,
+    help="Name of the task, by which a route finds the expert; with --rtvq one for each TUNED.",
+)  # fmt: skip
+@click.option(
+    "--rtvq", metavar="B+O",
+    help="Several fine-tunes: a base vector of B bits that they share, and offsets of O bits; each 2, 3, 4 or 8.",
+)  # fmt: skip
 @click.option("--preset", metavar="chat|math|code", help="The paper's position and alpha for this kind of expert.")
 @click.option(
     "--position",
@@ -28,24 +38,25 @@ if TYPE_CHECKING:
     help="The other tensors: exact, raw, affine8, affine4, affine3, affine2 or drop.",
 )  # fmt: skip
 @click.option(
-    "--encoding", default="sign1", show_default=True, metavar="E",
-    help="The position's tensors: sign1, tern1, sparse, affine8, affine4, affine3 or affine2.",
+    "--encoding", metavar="E",
+    help="The position's tensors: sign1 [default], tern1, sparse, affine8, affine4, affine3 or affine2.",
 )  # fmt: skip
-@click.option("--planes", type=int, default=1, show_default=True, metavar="N", help="Planes of sign bits, 1 to 4.")
+@click.option("--planes", type=int, metavar="N", help="Planes of sign bits, 1 to 4 [default: 1].")
 @click.option("--alpha", metavar="RULE[/GRAIN]", help="mean|rms|proj / matrix|row|group:N [default: proj/row].")
 @click.option("--gain", metavar="F", help="Multiply the alphas: below 1 shrinks the expert [default: 1].")
 @click.option("--allow-removed", is_flag=True, help="Accept that the fine-tune lacks tensors of the backbone.")
 @output.json_option
 def command(
     base: str,
-    tuned: str,
+    tuned: tuple[str, ...],
     out: str,
-    task: str,
+    tasks: tuple[str, ...],
+    rtvq: str | None,
     preset: str | None,
     position: str | None,
     rest: str,
-    encoding: str,
-    planes: int,
+    encoding: str | None,
+    planes: int | None,
     alpha: str | None,
     gain: str | None,
     allow_removed: bool,
@@ -54,29 +65,67 @@ def command(
     """Compress a fine-tune into an expert.
 
     BASE and TUNED are checkpoint folders or safetensors files. The position's matrices are stored with 1 bit per
-    weight and one alpha per row, everything else bit for bit.
+    weight and one alpha per row, everything else bit for bit. With --rtvq, several fine-tunes make a folder with
+    base.obm and one expert each, named by --task or by the folder of the fine-tune.
 
     \b
     Examples:
       obm compress ./minilm ./minilm-sentiment -o sentiment.obm --task sentiment
       obm compress ./base ./math -o math.obm --task math --preset math
+      obm compress ./base ./math ./code ./chat --rtvq 3+2 -o experts/
     """  # noqa: D301 - \b is click's
-    from obm_format.compress import compress_checkpoint, parse_compress_options
+    from obm_format.compress import parse_compress_options
 
+    if rtvq is not None and any(given is not None for given in (encoding, planes, alpha, gain)):
+        raise click.UsageError("--rtvq says the encoding: it goes without --encoding, --planes, --alpha and --gain.")
+    if rtvq is None and max(len(tuned), len(tasks)) > 1:
+        raise click.UsageError("Several fine-tunes, or several task names, need --rtvq.")
     options = parse_compress_options(
         preset=preset,
         position=position,
-        encoding=encoding,
-        planes=planes,
+        encoding=encoding or "sign1",
+        planes=1 if planes is None else planes,
         alpha=alpha,
         gain=gain,
         rest=rest,
-        task=task,
+        task="" if rtvq is not None else "".join(tasks),
         allow_removed=allow_removed,
     )
+    if rtvq is None:
+        _compress_one(base, tuned[0], out, options, as_json=as_json)
+    else:
+        _compress_rtvq(base, tuned, out, (rtvq, tasks, options), as_json=as_json)
+
+
+def _compress_one(base: str, tuned: str, out: str, options: CompressOptions, *, as_json: bool) -> None:
+    from obm_format.compress import compress_checkpoint
+
     with output.progress_bar() as progress:
         report = compress_checkpoint(base, tuned, out, options, progress=progress)
     output.emit("compress", report.as_json(), as_json=as_json, human=lambda: _print(report))
+
+
+def _compress_rtvq(
+    base: str,
+    tuned: tuple[str, ...],
+    out: str,
+    words: tuple[str, tuple[str, ...], CompressOptions],
+    *,
+    as_json: bool,
+) -> None:
+    from obm_format.compress import compress_rtvq, parse_rtvq_options
+
+    options = parse_rtvq_options(*words)
+    with output.progress_bar() as progress:
+        report = compress_rtvq(base, tuned, out, options, progress=progress)
+    output.emit("compress", report.as_json(), as_json=as_json, human=lambda: _print_rtvq(report))
+
+
+def _print_rtvq(report: RtvqReport) -> None:
+    size = f"{output.nbytes(report.nbytes)}, {report.ratio:.1%} of the dense {output.nbytes(report.dense_nbytes)}"
+    output.say(f"wrote {report.folder}: {size}")
+    for one in (report.base, *report.experts):
+        output.say(f"  {one.file}  {output.nbytes(one.nbytes)}, error {one.rel_error:.3f} relative (L2)")
 
 
 def _print(report: CompressReport) -> None:

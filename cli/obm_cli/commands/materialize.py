@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 @click.argument("recipe", metavar="[RECIPE.yaml]", required=False, type=click.Path())
 @click.option("--base", metavar="BASE", type=click.Path(), help="The backbone: a folder or a safetensors file.")
 @click.option("--expert", "experts", metavar="X", multiple=True, help="An expert: a file or a reference; repeatable.")
+@click.option(
+    "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
+    help="The base vector that rtvq experts refer to [default: looked for beside them]; repeatable.",
+)  # fmt: skip
 @click.option("--route", metavar="NAME", help="The expert to apply whole: its task or id; `none` for nobody.")
 @click.option("--router", metavar="R", help="Let this router choose, by the text of --input.")
 @click.option("--input", "text", metavar="TEXT", help="The text that --router looks at.")
@@ -50,6 +54,7 @@ def command(
     recipe: str | None,
     base: str | None,
     experts: tuple[str, ...],
+    refs: tuple[str, ...],
     route: str | None,
     router: str | None,
     text: str | None,
@@ -80,15 +85,18 @@ def command(
     paths = [expert_path(name, registry) for name in chosen.experts]
     if (router is None) != (text is None):
         raise click.UsageError("--router and --input go together.")
-    if router is not None and text is not None:
+    if route is not None and router is not None:
+        output.note(f"--route {route} goes before --router")
+    elif router is not None and text is not None:
         chosen = _routed_by(chosen, expert_path(router, registry), text)
     if dry_run:
-        _dry_run(chosen, paths, as_json=as_json)
+        _dry_run(chosen, paths, refs, as_json=as_json)
         return
+    _check_report(report, str(out))
     from obm_format.merge import materialize
 
     with output.progress_bar() as progress:
-        made = materialize(backbone, paths, chosen, str(out), threads=threads, progress=progress)
+        made = materialize(backbone, paths, chosen, str(out), refs=refs, threads=threads, progress=progress)
     payload = dataclasses.asdict(made)
     if report is not None:
         Path(report).write_text(json.dumps({"schema": "obm.materialize/1", **payload}, indent=2) + "\n")
@@ -133,6 +141,15 @@ def _weights(pairs: tuple[str, ...]) -> dict[str, str]:
     return weights
 
 
+def _check_report(report: str | None, out: str) -> None:
+    """Refuse a report that cannot be written before the work; it may lie in the folder that is to be made."""
+    if report is None:
+        return
+    folder = Path(report).absolute().parent
+    if Path(report).is_dir() or not (folder.is_dir() or folder == Path(out).absolute()):
+        raise UsageError("usage", "the report cannot be written there", where=report, hint="name a file in a folder")
+
+
 def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:
     from obm_format.route import load_router
 
@@ -141,14 +158,13 @@ def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:
     return dataclasses.replace(recipe, route=decision.route)
 
 
-def _dry_run(recipe: Recipe, paths: list[Path], *, as_json: bool) -> None:
-    from obm_format.checkpoint import open_checkpoint
-    from obm_format.expert import open_expert
+def _dry_run(recipe: Recipe, paths: list[Path], refs: tuple[str, ...], *, as_json: bool) -> None:
     from obm_format.merge import plan_merge
+    from obm_format.merge.folder import open_sources
 
     with ExitStack() as stack:
-        base = stack.enter_context(open_checkpoint(str(recipe.backbone)))
-        plan = plan_merge(base.tensors, [stack.enter_context(open_expert(path)) for path in paths], recipe)
+        base, experts = open_sources(str(recipe.backbone), paths, stack, refs)
+        plan = plan_merge(base.tensors, experts, recipe)
     payload = {
         "dry_run": True,
         "method": recipe.method.value,

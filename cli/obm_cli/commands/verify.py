@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 @click.argument("expert", metavar="X")
 @click.option("--base", metavar="BASE", type=click.Path(), help="Also check that this is its backbone.")
 @click.option("--deep", is_flag=True, help="Also decode every tensor and check every frame.")
+@click.option(
+    "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
+    help="The base vector that an rtvq expert refers to [default: looked for beside it]; repeatable.",
+)  # fmt: skip
 @click.option("--id", "expected_id", metavar="ID", help="The artifact id that the file must have.")
 @registry_option
 @output.json_option
@@ -28,6 +32,7 @@ def command(
     expert: str,
     base: str | None,
     deep: bool,
+    refs: tuple[str, ...],
     expected_id: str | None,
     registry: str | None,
     as_json: bool,
@@ -42,7 +47,7 @@ def command(
 
     path = expert_path(expert, registry)
     with output.progress_bar() as progress:
-        result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, progress=progress)
+        result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, refs=refs, progress=progress)
 
     def human() -> None:
         for defect in result.defects:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from obm_format.container.reader import Container
 from obm_format.container.sources import Source
 from obm_format.digest import ARTIFACT_PREFIX
-from obm_format.errors import FormatError, RegistryError
+from obm_format.errors import FormatError, RegistryError, UsageError
 from obm_format.limits import MIB
 from obm_format.model import DType, SignParams, TernParams
 from obm_format.progress import Progress, silent
@@ -154,6 +154,22 @@ def _alphas(container: Container) -> Iterator[tuple[float, ...]]:
             yield struct.unpack(f"<{len(data) // dtype.itemsize}{'e' if dtype is DType.F16 else 'f'}", data)
 
 
+def require_self_contained(container: Container) -> None:
+    """Refuse an expert that refers to another artifact, which a pull would not bring along (obm-1 clause 6.7).
+
+    Raises:
+        UsageError: `usage`, naming the first.
+    """
+    for wanted in container.manifest.refs:
+        raise UsageError(
+            "usage",
+            "this version does not publish experts that need a base vector of their own",
+            where=container.id,
+            got=f"a reference to {wanted}",
+            hint="keep the folder with base.obm together, or compress without --rtvq",
+        )
+
+
 def package_expert(
     container: Container, source: Source, backbone: Descriptor | None, *, progress: Progress = silent
 ) -> ExpertPackage:
@@ -165,7 +181,12 @@ def package_expert(
         backbone: descriptor of the backbone's manifest in the same repository; None only where the namespace
             takes experts without it.
         progress: told how many bytes are hashed.
+
+    Raises:
+        UsageError: `usage`, the expert refers to another artifact.
+        FormatError: as `facts_of`.
     """
+    require_self_contained(container)
     facts = facts_of(container)
     config = encode_json({"schema": _SCHEMA, **_shown(facts)})
     layers: list[tuple[Descriptor, Segment]] = []

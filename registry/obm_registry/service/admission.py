@@ -17,7 +17,7 @@ from obm_format.errors import BackboneMismatch, RegistryError
 from obm_registry.catalog.rows import Blob, Repository
 from obm_registry.catalog.store import Session
 from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneFacts, BackboneTable
-from obm_registry.manifest.expert import EXPERT_TYPE, ExpertFacts, facts_of, parse_layers
+from obm_registry.manifest.expert import EXPERT_TYPE, ExpertFacts, facts_of, parse_layers, require_self_contained
 from obm_registry.manifest.lineage import require_match
 from obm_registry.manifest.oci import Descriptor, OciManifest, bad_manifest, parse_manifest
 from obm_registry.service.backbones import is_about_backbone, read_table, unknown_backbone
@@ -69,6 +69,7 @@ def admit(registry: Registry, repository: str, manifest: OciManifest) -> Admissi
         RegistryError: `blob_unknown`, `bad_manifest`, `backbone_unknown`, `limit_exceeded`.
         BackboneMismatch: `backbone_mismatch`.
         FormatError: the layers of an expert are no sound `.obm` file.
+        UsageError: `usage`, the expert refers to another artifact.
     """
     if manifest.artifact_type not in (BACKBONE_TYPE, EXPERT_TYPE):
         return Admission()
@@ -84,6 +85,7 @@ def _admit_expert(registry: Registry, repo: Repository, manifest: OciManifest, b
     layers = parse_layers(manifest)
     source = _joined(registry, [blobs[layer.digest] for layer in layers.all], layers.artifact_id)
     with Container.open(source, expected_id=layers.artifact_id) as container:
+        require_self_contained(container)
         facts = facts_of(container)
         try:
             require_match(container, _subject_table(registry, repo.name, manifest.subject, facts), repo.name)

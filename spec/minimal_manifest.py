@@ -248,6 +248,7 @@ class Manifest:
             size["frames"] += 36 * -(-r["numel"] * WIDTH[r["value_dtype"]] // 2**21) if r["framed"] else 0
             size["sums"] += 32 * sum(sum_counts(r).values())
         size["digests"] += 32 * len(self.fields["attach"])
+        size["sums"] += 32 * sum(sum_count(file["nbytes"]) for file in self.fields["attach"])
         return {pool: nbytes for pool, nbytes in size.items() if nbytes}
 
     def layout(self) -> Iterator[tuple[str, int]]:
@@ -279,5 +280,9 @@ def part_sizes(r: dict[str, Any]) -> dict[str, int]:
 
 def sum_counts(r: dict[str, Any]) -> dict[str, int]:
     """Number of sums of each part of a record that has them (8.3)."""
-    large = {s: n for s, n in r["sizes"].items() if n > 2**23 and not (r["framed"] and s == "data")}
-    return {suffix: -(-nbytes // 2**20) for suffix, nbytes in large.items()}
+    return {s: sum_count(n) for s, n in r["sizes"].items() if not (r["framed"] and s == "data")}
+
+
+def sum_count(nbytes: int) -> int:
+    """Number of sums of a part of so many bytes that is not framed (8.3)."""
+    return -(-nbytes // 2**20) if nbytes > 2**23 else 0

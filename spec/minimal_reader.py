@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from minimal_manifest import WIDTH, Manifest, sum_counts
+from minimal_manifest import WIDTH, Manifest, sum_count, sum_counts
 from minimal_text import Refused, check, dumps, parse
 from minimal_values import MEBI, decode
 
@@ -83,14 +83,20 @@ class Expert:
             r["alphas"], alphas = bytes(alphas[:size]), alphas[size:]
             size = 36 * -(-r["numel"] * WIDTH[r["value_dtype"]] // (2 * MEBI)) if r["framed"] else 0
             r["frames"], frames = bytes(frames[:size]), frames[size:]
-            for suffix, count in sum_counts(r).items():  # 8.3
-                for i in range(count):
-                    run, sums, want = r["parts"][suffix][i * MEBI : (i + 1) * MEBI], sums[32:], bytes(sums[:32])
-                    check(sha256(run).digest() == want, "part_digest")
+            for suffix, count in sum_counts(r).items():
+                sums = check_sums(r["parts"][suffix], count, sums)
         for file in fields["attach"]:
             content = parts.get(f"#attach/{file['name']}", b"")
             check(sha256(content).digest() == next(digests), "part_digest")
+            sums = check_sums(content, sum_count(file["nbytes"]), sums)
         check(not any(padding), "pad_not_zero")  # 2.3
+
+
+def check_sums(part: bytes, count: int, sums: memoryview) -> memoryview:  # 8.3
+    for i in range(count):
+        run = part[i * MEBI : (i + 1) * MEBI]
+        check(sha256(run).digest() == bytes(sums[32 * i : 32 * i + 32]), "part_digest")
+    return sums[32 * count :]
 
 
 def read_backbone(path: str) -> dict[str, tuple[dict[str, Any], bytes]]:

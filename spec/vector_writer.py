@@ -111,12 +111,8 @@ class Draft:
         """Clauses 7.3 to 7.5, 8.2 and 8.3."""
         digests = b"".join(t.digests() for t in self.tensors) + b"".join(map(sha, self.attach.values()))
         frames = [frame for t in self.tensors for frame in t.frames]
-        large = [
-            part
-            for t in self.tensors
-            for suffix, part in t.parts.items()
-            if len(part) > 2**23 and not (suffix == "data" and t.frames)
-        ]
+        large = [part for t in self.tensors for suffix, part in t.parts.items() if not (suffix == "data" and t.frames)]
+        large = [part for part in [*large, *self.attach.values()] if len(part) > 2**23]
         pools = {
             "digests": digests,
             "alphas": b"".join(t.alphas for t in self.tensors),

@@ -40,6 +40,20 @@ def test_large_part_has_sums(read: object, nbytes: int, sums: int, tmp_path: Pat
 
 
 @READERS
+@pytest.mark.parametrize("wrong", [False, True])
+def test_large_attachment_has_sums(read: object, wrong: bool, tmp_path: Path) -> None:
+    draft, path = lean(), tmp_path / "x.obm"
+    draft.attach = {"notes.txt": bytes(LARGE)}
+    assert len(draft.pools()["sums"]) == 32 * 10
+    if wrong:
+        spoilt = Defect(pools=lambda pools: pools | {"sums": pools["sums"][:-32] + bytes(32)})
+        assert refusal(read, file_bytes(draft, spoilt), tmp_path)[0] == "part_digest"
+    else:
+        path.write_bytes(file_bytes(draft))
+        assert read(path, None, [])["id"] == artifact_id(path.read_bytes())  # type: ignore[operator]
+
+
+@READERS
 def test_wrong_sum_refused(read: object, tmp_path: Path) -> None:
     file = file_bytes(with_sums(), Defect(pools=lambda pools: pools | {"sums": pools["sums"][:-32] + bytes(32)}))
     reason, stage = refusal(read, file, tmp_path)

@@ -269,9 +269,9 @@ def can_combine(record: TensorRecord) -> bool:
     )
 
 
-def output_name(name: str, prefix: Prefix | None, *, has_counterpart: bool) -> str:
-    """What the fine-tune calls a tensor (obm-1 clause 5.7)."""
-    if prefix is None or not has_counterpart:
+def output_name(name: str, prefix: Prefix | None) -> str:
+    """What the fine-tune calls a tensor that has a counterpart (obm-1 clause 5.7)."""
+    if prefix is None:
         return name
     return prefix.text + name if prefix.side == "tuned" else name.removeprefix(prefix.text)
 
@@ -346,20 +346,20 @@ def _backbone_steps(base: Mapping[str, TensorSpec]) -> Iterator[Step]:
 
 def _expert_steps(manifest: Manifest) -> Iterator[Step]:
     """With one it has that expert's tensors, by the names that the fine-tune gave them."""
-    names: dict[str, list[str]] = {}
-    counterparts = {record.name: record.base is not None for record in manifest.tensors}
+    aliases: dict[str, list[str]] = {}
     for alias, target in manifest.aliases:
-        # obm-1 clause 5.8: an alias has a counterpart exactly where its target has one
-        name = output_name(alias, manifest.prefix, has_counterpart=counterparts[target])
-        names.setdefault(target, []).append(name)
+        aliases.setdefault(target, []).append(alias)
     for record in manifest.tensors:
-        name = output_name(record.name, manifest.prefix, has_counterpart=record.base is not None)
-        yield Step(
-            spec=replace(record.spec, name=name),
-            base=record.base,
-            routed=record,
-            copies=tuple(names.get(record.name, ())),
-        )
+        mine = aliases.get(record.name, [])
+        if record.base is None:
+            # obm-1 clause 5.8: nobody else brings anything to an added tensor, so its aliases are copies
+            yield Step(spec=record.spec, base=None, routed=record, copies=tuple(mine))
+            continue
+        for name in (record.name, *mine):
+            # the others may be untied: what they bring to an alias is looked up by its own name
+            counterpart = record.base if name == record.name else replace(record.base, name=name)
+            spec = replace(record.spec, name=output_name(name, manifest.prefix))
+            yield Step(spec=spec, base=counterpart, routed=record)
 
 
 def _witnesses(step: Step, views: Sequence[RecordView]) -> tuple[Contribution, ...]:

@@ -52,6 +52,7 @@ SIDE_FILES = frozenset(
     }
 )
 
+_LFS_POINTER = b"version https://git-lfs"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -297,6 +298,8 @@ def parse_safetensors_header(data: mmap.mmap | bytes, path: Path) -> tuple[dict[
     Raises:
         CheckpointError: `bad_checkpoint` or `unsupported_dtype`.
     """
+    if data[: len(_LFS_POINTER)] == _LFS_POINTER:
+        raise _bad(path, "is a Git LFS pointer, not the weights", hint="run `git lfs pull` in that folder")
     nbytes = int.from_bytes(data[:8], "little")
     if nbytes > len(data) - 8:
         raise _bad(path, "is truncated: the header is longer than the file", expected=8 + nbytes, got=len(data))

@@ -362,3 +362,11 @@ def test_damaged_configuration_refused(tmp_path: Path, damage: Callable[[Path], 
     with pytest.raises(ObmError) as caught:
         open_checkpoint(tmp_path).config()
     assert caught.value.reason == "bad_checkpoint"
+
+
+def test_lfs_pointer_is_named_as_such(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 90868376\n"
+    (tmp_path / "model.safetensors").write_bytes(pointer)
+    with pytest.raises(ObmError, match="Git LFS pointer") as error:
+        open_checkpoint(tmp_path)
+    assert error.value.reason == "bad_checkpoint"

@@ -171,10 +171,7 @@ def pack_case(threads: int) -> Case:
     bounds = np.arange(ROWS + 1, dtype=np.int64) * COLS
 
     def pack(base: Words, tuned: Words, who: ReferenceKernels | None = None) -> list[np.ndarray]:
-        chosen = who or kernels
-        d = chosen.subtract(tuned, DType.BF16, base, DType.BF16)
-        s1, s2 = chosen.group_sums(d.reshape(-1), bounds[: len(base) + 1])
-        return [chosen.pack_signs(d), s1, s2]
+        return [*(who or kernels).pack(tuned, DType.BF16, base, DType.BF16, bounds[: len(base) + 1])]
 
     def check() -> bool:
         base, tuned = (words[:CHECK_ROWS] for words in pairs[0])

@@ -137,6 +137,27 @@ class Kernels(Protocol):
         """uint8[rows, ceil(cols / 8)] with a set bit where d[rows, cols] >= 0, pad bits 0 (obm-1 clause 11.2)."""
         ...
 
+    def pack(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, bounds: Bounds
+    ) -> tuple[Bits, Float64, Float64]:
+        """`subtract`, then `group_sums` and `pack_signs` of its result, without keeping it.
+
+        Args:
+            tuned: words [rows, cols].
+            tuned_dtype: F16, BF16 or F32.
+            base: words of the same shape.
+            base_dtype: F16, BF16 or F32.
+            bounds: int64[G + 1], ascending from 0 to rows * cols; the groups as in `group_sums`.
+
+        Returns:
+            (bits, S1, S2): uint8[rows, ceil(cols / 8)], float64[G], float64[G].
+
+        Raises:
+            UsageError: shapes differ or are not 2-D, or `bounds` are of another shape or type (`bad_shape`); they do
+                not cover the matrix (`usage`); a dtype is not F16, BF16 or F32 (`unsupported_dtype`).
+        """
+        ...
+
     def sign_values(self, operand: SignOperand) -> Float32:
         """The decoded values of `operand`, float32[rows, cols] (obm-1 clause 6.6)."""
         ...
@@ -239,10 +260,23 @@ def check_groups(d: Float32, bounds: Bounds) -> None:
     """Refuse values that are not flat float32, and bounds that are not ascending places in them."""
     if d.dtype != np.float32 or d.ndim != 1 or not d.flags.c_contiguous:
         raise _shape("d", "flat C-contiguous float32", f"{d.dtype}{d.shape}")
-    if bounds.dtype != np.int64 or bounds.ndim != 1 or not bounds.size:
-        raise _shape("bounds", "int64[G + 1]", f"{bounds.dtype}{bounds.shape}")
-    if bounds[0] < 0 or bounds[-1] > d.size or (np.diff(bounds) < 0).any():
-        raise UsageError("usage", "group bounds are not ascending places in the values", where="bounds")
+    _check_bounds(bounds, d.size)
+
+
+def check_pack(tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, bounds: Bounds) -> None:
+    """Refuse two tensors that are not matrices to subtract, and groups that do not cover them."""
+    check_pair(tuned, tuned_dtype, base, base_dtype)
+    if base.ndim != 2:
+        raise _shape("base", "[rows, cols]", base.shape)
+    _check_bounds(bounds, base.size)
+    if bounds[0] != 0 or bounds[-1] != base.size:
+        raise UsageError(
+            "usage",
+            "the groups do not cover the matrix",
+            where="bounds",
+            expected=(0, base.size),
+            got=tuple(bounds[[0, -1]]),
+        )
 
 
 def combined_is_absent(others: Sequence[Operand], lam: float) -> bool:
@@ -276,6 +310,13 @@ def check_words(words: Words, dtype: DType, where: str) -> None:
         )
     if words.dtype != words_dtype(dtype) or not words.flags.c_contiguous:
         raise _shape(where, f"C-contiguous {words_dtype(dtype)}", words.dtype)
+
+
+def _check_bounds(bounds: Bounds, size: int) -> None:
+    if bounds.dtype != np.int64 or bounds.ndim != 1 or not bounds.size:
+        raise _shape("bounds", "int64[G + 1]", f"{bounds.dtype}{bounds.shape}")
+    if bounds[0] < 0 or bounds[-1] > size or (np.diff(bounds) < 0).any():
+        raise UsageError("usage", "group bounds are not ascending places in the values", where="bounds")
 
 
 def _check_sign(operand: SignOperand, where: str) -> None:

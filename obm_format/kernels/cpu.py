@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obm_format.kernels import cpu_loops as loops
+from obm_format.kernels import cpu_sums as sums
 from obm_format.kernels.contract import (
     Bits,
     Bounds,
@@ -30,6 +31,7 @@ from obm_format.kernels.contract import (
     check_operand,
     check_operands,
     check_output,
+    check_pack,
     check_pair,
     check_same_words,
     check_weights,
@@ -76,15 +78,14 @@ class NumbaKernels:
     def group_sums(self, d: Float32, bounds: Bounds) -> tuple[Float64, Float64]:
         """See `Kernels.group_sums`."""
         check_groups(d, bounds)
-        groups, begins, ends = _runs(bounds)
-        s1, s2 = np.empty(len(groups)), np.empty(len(groups))
+        groups, runs = _runs(bounds)
         address = d.ctypes.data
 
         def work(start: int, stop: int) -> None:
-            loops.sum_runs(address, begins, ends, s1, s2, start, stop)
+            sums.sum_runs(address, runs, start, stop)
 
         self._share(len(groups), d.size, work)
-        return _add_in_order(s1, groups, len(bounds) - 1), _add_in_order(s2, groups, len(bounds) - 1)
+        return _add_in_order(runs, groups, len(bounds) - 1)
 
     def pack_signs(self, d: Float32) -> Bits:
         """See `Kernels.pack_signs`."""
@@ -98,6 +99,26 @@ class NumbaKernels:
 
         self._share(_tiles(rows, cols), d.size, work)
         return bits
+
+    def pack(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, bounds: Bounds
+    ) -> tuple[Bits, Float64, Float64]:
+        """See `Kernels.pack`."""
+        check_pack(tuned, tuned_dtype, base, base_dtype, bounds)
+        groups, runs = _runs(bounds)
+        rows, cols = base.shape
+        if not base.size or not _on_bytes(runs, cols):  # groups that begin within a byte are rare
+            d = self.subtract(tuned, tuned_dtype, base, base_dtype)
+            return self.pack_signs(d), *self.group_sums(d.reshape(-1), bounds)
+        bits = np.empty((rows, -(-cols // 8)), np.uint8)
+        kinds = _KINDS[tuned_dtype], _KINDS[base_dtype]
+        pair = sums.Pair(tuned.ctypes.data, kinds[0], base.ctypes.data, kinds[1], bits.ctypes.data, cols)
+
+        def work(start: int, stop: int) -> None:
+            sums.pack_runs(pair, runs, start, stop)
+
+        self._share(len(groups), base.size, work)
+        return bits, *_add_in_order(runs, groups, len(bounds) - 1)
 
     def sign_values(self, operand: SignOperand) -> Float32:
         """See `Kernels.sign_values`."""
@@ -327,18 +348,27 @@ def _is_mixed(shifting: Sequence[Operand], others: int, planes: Int64) -> bool:
     return one_each and len(planes) == len(signs) and bool((planes[:, loops.GROUP] == _ALL_COLUMNS).all())
 
 
-def _runs(bounds: Bounds) -> tuple[Int64, Int64, Int64]:
-    """The blocks of all groups: the group, first and last element (exclusive) of each (obm-1 clause 11.3)."""
+def _runs(bounds: Bounds) -> tuple[Int64, sums.Runs]:
+    """The blocks of all groups, and the group of each (obm-1 clause 11.3)."""
     sizes = np.diff(bounds)
     counts = -(-sizes // SUM_BLOCK)
     groups = np.repeat(np.arange(len(sizes)), counts)
     within = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
     begins = bounds[:-1][groups] + within * SUM_BLOCK
-    return groups, begins, np.minimum(begins + SUM_BLOCK, bounds[1:][groups])
+    ends = np.minimum(begins + SUM_BLOCK, bounds[1:][groups])
+    return groups, sums.Runs(begins, ends, np.empty(len(groups)), np.empty(len(groups)))
 
 
-def _add_in_order(sums: Float64, groups: Int64, count: int) -> Float64:
+def _on_bytes(runs: sums.Runs, cols: int) -> bool:
+    """Whether no two runs share a byte of the sign bits, and each run's bytes follow one another without a pad."""
+    begins, ends = runs.begins % cols, runs.ends % cols
+    is_whole = cols % 8 == 0 or bool((begins + (runs.ends - runs.begins) <= cols).all())
+    return is_whole and not (begins % 8).any() and not (ends % 8).any()
+
+
+def _add_in_order(runs: sums.Runs, groups: Int64, count: int) -> tuple[Float64, Float64]:
     """The sums of each group's blocks, added one after the other, starting from 0."""
-    totals = np.zeros(count)
-    np.add.at(totals, groups, sums)
-    return totals
+    s1, s2 = np.zeros(count), np.zeros(count)
+    np.add.at(s1, groups, runs.s1)
+    np.add.at(s2, groups, runs.s2)
+    return s1, s2

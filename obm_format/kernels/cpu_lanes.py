@@ -18,11 +18,14 @@ from llvmlite import ir  # type: ignore[import-untyped] # it carries no types
 from numba import types
 from numba.core import cgutils
 
+from obm_format.kernels.reference import SUM_LANES
+
 WORD = 32  # sign bits taken at a time, one per lane
 
 _intrinsic: Any = numba.extending.intrinsic  # what it returns takes other arguments than what it is given
 _I1, _I8, _I16, _I32, _I64, _REAL = (*map(ir.IntType, (1, 8, 16, 32, 64)), ir.FloatType())
 _REALS = ir.VectorType(_REAL, WORD)
+_SUMS, _LANE_PLACES = ir.VectorType(ir.DoubleType(), SUM_LANES), ir.VectorType(_I32, SUM_LANES)
 
 # --- bits and addresses -------------------------------------------------------------------------------------
 
@@ -267,3 +270,50 @@ def put_mixed(typing: Any, places: Any, choices: Any, words: Any, weight: Any, l
     real, tuple_of = types.float32, types.UniTuple
     numbers = (tuple_of(real, 2 * experts), tuple_of(types.uint32, experts), real, real)
     return types.void(tuple_of(types.int64, 4), *numbers), build
+
+
+# --- sign bits and sums of a pair ---------------------------------------------------------------------------
+
+
+def _reals_at(builder: Any, address: Any) -> Any:
+    """32 F32 elements."""
+    return builder.load(_lanes_at(builder, address), align=1)
+
+
+def _halves(builder: Any, values: Any) -> list[Any]:
+    """Elements 0 to 15 and 16 to 31 of 32 floats, as float64."""
+    masks = [ir.Constant(_LANE_PLACES, list(range(start, start + SUM_LANES))) for start in (0, SUM_LANES)]
+    parts = [builder.shuffle_vector(values, ir.Constant(_REALS, ir.Undefined), mask) for mask in masks]
+    return [builder.fpext(part, _SUMS) for part in parts]
+
+
+def _packer(read: Callable[[Any, Any], Any], nbytes: int) -> Any:
+    @_intrinsic
+    def pack(typing: Any, bits: Any, tuned: Any, base: Any, sums: Any, words: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            bits, tuned, base, sums, words = args
+            places = [builder.inttoptr(builder.add(sums, _I64(at)), _SUMS.as_pointer()) for at in (0, 8 * SUM_LANES)]
+            s1, s2 = (cgutils.alloca_once_value(builder, builder.load(place, align=8)) for place in places)
+            with cgutils.for_range(builder, words) as loop:
+                at = builder.mul(loop.index, _I64(WORD * nbytes))
+                d = builder.fsub(read(builder, builder.add(tuned, at)), read(builder, builder.add(base, at)))
+                is_set = builder.fcmp_ordered(">=", d, _all(_REAL, 0.0))
+                to = builder.inttoptr(builder.add(bits, builder.mul(loop.index, _I64(4))), _I32.as_pointer())
+                builder.store(builder.bitcast(is_set, _I32), to, align=1)
+                magnitude = builder.and_(builder.bitcast(d, ir.VectorType(_I32, WORD)), _all(_I32, 0x7FFF_FFFF))
+                for half in _halves(builder, builder.bitcast(magnitude, _REALS)):
+                    builder.store(builder.fadd(builder.load(s1), half), s1)
+                    builder.store(builder.fadd(builder.load(s2), builder.fmul(half, half)), s2)
+            for place, total in zip(places, (s1, s2), strict=True):
+                builder.store(builder.load(total), place, align=8)
+            return context.get_dummy_value()
+
+        address = types.int64
+        return types.void(address, address, address, address, address), build
+
+    return pack
+
+
+# pack_X(bits, tuned, base, sums, words): of `words` times 32 elements at the addresses `tuned` and `base`, d = tuned -
+# base; store the bits of d >= 0 at `bits`, and add |d| and d*d lane by lane to the 2 * 16 float64 at `sums`
+pack_brains, pack_reals = _packer(_brains_at, 2), _packer(_reals_at, 4)

@@ -1,6 +1,6 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - numba infers the types of compiled functions
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""The compiled loops of the numba kernels: merge, subtract, pack and sum over tiles that stay in the first cache.
+"""The compiled loops of the numba kernels: merge, subtract and pack over tiles that stay in the first cache.
 
 Arrays come as addresses, so that one compiled version serves every dtype, shape and number of experts, and a cold start
 compiles once. A tile is a run of `TILE` elements of one row; each step is a plain loop over one tile that LLVM turns
@@ -420,30 +420,3 @@ def pack_tiles(d, out, cols, start, stop):
             packed[byte] = _packed(values, 8 * byte, 8)
         if tile.n % 8:
             packed[tile.n // 8] = _packed(values, tile.n - tile.n % 8, tile.n % 8)
-
-
-@_kernel
-def sum_runs(d, begins, ends, s1, s2, start, stop):
-    """The pinned sums of the runs start .. stop, at most one block each (obm-1 clause 11.3)."""
-    first, second = np.empty(16, np.float64), np.empty(16, np.float64)
-    for run in range(start, stop):
-        n = ends[run] - begins[run]
-        values = longs_at(d + 4 * begins[run], n)
-        first[:] = 0.0
-        second[:] = 0.0
-        for i in range(n // 16):
-            for lane in range(16):
-                value = np.float64(float_of(values[16 * i + lane]))
-                first[lane] += abs(value)
-                second[lane] += value * value
-        for i in range(n - n % 16, n):
-            value = np.float64(float_of(values[i]))
-            first[i % 16] += abs(value)
-            second[i % 16] += value * value
-        half = 8
-        while half:
-            for lane in range(half):
-                first[lane] += first[lane + half]
-                second[lane] += second[lane + half]
-            half //= 2
-        s1[run], s2[run] = first[0], second[0]

@@ -24,6 +24,7 @@ from obm_format.kernels.contract import (
     check_operand,
     check_operands,
     check_output,
+    check_pack,
     check_pair,
     check_same_words,
     check_weights,
@@ -68,6 +69,14 @@ class ReferenceKernels:
         check_operand(ValueOperand(values=d), d.shape, "d")
         # obm-1 clauses 6.2 and 11.2
         return np.packbits(d >= 0, axis=1, bitorder="little")
+
+    def pack(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, bounds: Bounds
+    ) -> tuple[Bits, Float64, Float64]:
+        """See `Kernels.pack`."""
+        check_pack(tuned, tuned_dtype, base, base_dtype, bounds)
+        d = self.subtract(tuned, tuned_dtype, base, base_dtype)
+        return self.pack_signs(d), *self.group_sums(d.reshape(-1), bounds)
 
     def sign_values(self, operand: SignOperand) -> Float32:
         """See `Kernels.sign_values`."""

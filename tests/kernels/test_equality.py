@@ -276,6 +276,103 @@ def test_sums_are_added_in_the_pinned_order(fast: Kernels, sizes: list[int]) -> 
     assert np.array_equal(expected[1], got[1])
 
 
+def pair_with_extremes(maker: Maker, shape: tuple[int, int], dtypes: tuple[DType, DType]) -> list[Words]:
+    """Two matrices with equal elements, zeros of both signs, subnormals, and some numbers far larger than the rest."""
+    pair = []
+    for dtype in dtypes:
+        words = maker.words(shape, dtype, 1e-3)
+        top = {DType.F16: 0x7BFF, DType.BF16: 0x477F, DType.F32: 0x477F_E001}[dtype]
+        sign = 1 << (8 * words.itemsize - 1)
+        special = np.array([0, sign, 1, sign + 1, 0x60, top, sign + top], words.dtype)
+        mask = maker.rng.random(shape) < 0.3
+        pair.append(np.where(mask, special[maker.rng.integers(0, len(special), shape)], words))
+    return pair
+
+
+def assert_packs_alike(fast: Kernels, pair: list[Words], dtypes: tuple[DType, DType], bounds: np.ndarray) -> None:
+    tuned, base = pair
+    expected = REFERENCE.pack(tuned, dtypes[0], base, dtypes[1], bounds)
+    got = fast.pack(tuned, dtypes[0], base, dtypes[1], bounds)
+    assert np.array_equal(expected[0], got[0])
+    for one, other in zip(expected[1:], got[1:], strict=True):
+        assert np.isfinite(one).all()
+        assert np.array_equal(one.view(np.uint64), other.view(np.uint64))
+
+
+def group_bounds(shape: tuple[int, int], kind: str) -> np.ndarray:
+    """Bounds of one group per matrix, per row, per two rows, per 64 columns, or of ragged sizes with empty ones."""
+    rows, cols = shape
+    size = rows * cols
+    if kind == "matrix":
+        inner = np.empty(0, np.int64)
+    elif kind == "ragged":
+        inner = np.sort(np.random.default_rng(cols).integers(0, size + 1, 5).repeat(2))
+    elif kind == "columns":
+        inner = (np.arange(rows)[:, None] * cols + np.arange(0, cols, 64)).reshape(-1)[1:]
+    else:
+        inner = np.arange(1, rows)[:: 2 if kind == "two rows" else 1] * cols
+    return np.concatenate([[0], inner, [size]]).astype(np.int64)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 32), (2, 1024), (5, 8200), (0, 4), (4, 0)])
+@pytest.mark.parametrize("kind", ["matrix", "rows", "two rows", "columns", "ragged"])
+@pytest.mark.parametrize("tuned_dtype", FLOATS)
+@pytest.mark.parametrize("base_dtype", FLOATS)
+def test_packing_a_pair_equals_the_reference(
+    fast: Kernels, shape: tuple[int, int], kind: str, tuned_dtype: DType, base_dtype: DType
+) -> None:
+    dtypes = tuned_dtype, base_dtype
+    bounds = group_bounds(shape, kind) if shape[0] * shape[1] else np.zeros(3, np.int64)
+    assert_packs_alike(fast, pair_with_extremes(Maker(shape[1]), shape, dtypes), dtypes, bounds)
+
+
+@pytest.mark.parametrize("shape", [(2, 65_536), (3, 65_544), (2, 131_109), (41, 4096), (37, 5000), (70, 3001)])
+@pytest.mark.parametrize("kind", ["matrix", "rows", "two rows"])
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_packing_groups_of_several_blocks_equals_the_reference(
+    threads: int, shape: tuple[int, int], kind: str, dtype: DType
+) -> None:
+    pytest.importorskip("numba", reason="the fast kernels need numba")
+    from obm_format.kernels import cpu
+
+    dtypes = dtype, dtype
+    pair = pair_with_extremes(Maker(threads), shape, dtypes)
+    assert_packs_alike(cpu.NumbaKernels(threads), pair, dtypes, group_bounds(shape, kind))
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((40, 33), "rows"), ((7, 1096), "matrix"), ((3, 4100), "columns")])
+def test_packing_groups_on_bytes_keeps_no_difference(
+    fast: Kernels, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], kind: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the difference was taken on its own")
+
+    monkeypatch.setattr(type(fast), "subtract", refuse)
+    dtypes = DType.BF16, DType.BF16
+    assert_packs_alike(fast, pair_with_extremes(Maker(2), shape, dtypes), dtypes, group_bounds(shape, kind))
+
+
+def test_packing_a_difference_beyond_float32_gives_the_same_infinities(fast: Kernels) -> None:
+    tuned, base = (np.full((2, 40), word, np.uint32) for word in (0x7F7F_FFFF, 0xFF7F_FFFF))
+    bounds = group_bounds(tuned.shape, "rows")
+    for pair in ((tuned, base), (base, tuned)):
+        expected = REFERENCE.pack(pair[0], DType.F32, pair[1], DType.F32, bounds)
+        got = fast.pack(pair[0], DType.F32, pair[1], DType.F32, bounds)
+        assert np.isinf(expected[1]).all()
+        assert all(np.array_equal(one, other) for one, other in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_packing_from_unaligned_memory_equals_the_reference(fast: Kernels, dtype: DType) -> None:
+    shape, pair = (3, 1100), []
+    for words in pair_with_extremes(Maker(4), shape, (dtype, dtype)):
+        moved = np.zeros(words.nbytes + 1, np.uint8)[1:].view(words.dtype).reshape(shape)
+        moved[:] = words
+        pair.append(moved)
+    assert_packs_alike(fast, pair, (dtype, dtype), group_bounds(shape, "rows"))
+
+
 def test_the_reference_adds_lanes_blocks_and_tree_as_clause_11_3_says() -> None:
     d = np.random.default_rng(9).normal(size=65_536 + 35).astype(np.float32)
     total = [0.0, 0.0]

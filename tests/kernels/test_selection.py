@@ -165,6 +165,23 @@ def test_group_bounds_outside_the_values_are_refused(kernels: Kernels, bounds: l
         kernels.group_sums(np.zeros(4, np.float32), np.array(bounds, np.int64))
 
 
+@pytest.mark.parametrize("bounds", [[], [0, 5], [-1, 4], [0, 3, 1, 4], [1, 4], [0, 3]])
+def test_packing_groups_that_do_not_cover_the_matrix_is_refused(kernels: Kernels, bounds: list[int]) -> None:
+    words = np.zeros((2, 2), np.uint16)
+    with pytest.raises(UsageError):
+        kernels.pack(words, DType.F16, words, DType.F16, np.array(bounds, np.int64))
+
+
+@pytest.mark.parametrize(("tuned", "base"), [((2, 3), (3, 2)), ((6,), (6,)), ((1, 2, 3), (1, 2, 3))])
+def test_packing_anything_but_two_matrices_of_one_shape_is_refused(
+    kernels: Kernels, tuned: tuple[int, ...], base: tuple[int, ...]
+) -> None:
+    a, b = np.zeros(tuned, np.uint16), np.zeros(base, np.uint16)
+    with pytest.raises(UsageError) as caught:
+        kernels.pack(a, DType.F16, b, DType.F16, np.array([0, 6]))
+    assert caught.value.reason == "bad_shape"
+
+
 def test_tensors_of_different_shape_are_refused(kernels: Kernels) -> None:
     a, b = np.zeros((2, 3), np.uint16), np.zeros((3, 2), np.uint16)
     for call in (lambda: kernels.subtract(a, DType.F16, b, DType.F16), lambda: kernels.moved(a, b)):

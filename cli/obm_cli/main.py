@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "verify": "Check every byte of an expert, and its backbone.",
     "stats": "Measure every tensor of an expert: bytes, alphas, signs, shift.",
     "diff": "Show how two experts differ.",
+    "convert": "Convert a fine-tune of another format into an expert, or back.",
     "materialize": "Rebuild a checkpoint folder from a backbone and experts.",
     "route": "Train, evaluate and use a router.",
     "backbone": "Register backbones and list them.",

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from examples.minilm import finetune, score, tasks
 from obm_format import Loader, Recipe, parse_recipe
+from obm_format.kernels import select_kernels
 
 
 class Scorer:
@@ -28,7 +29,7 @@ class Scorer:
 
     def activate(self, experts: Sequence[Path], recipe: Recipe) -> None:
         """Put the weights in place that `recipe` makes of the backbone and `experts`."""
-        with Loader(self.backbone, experts) as loader:
+        with Loader(self.backbone, experts, kernels=select_kernels(threads=1)) as loader:
             loader.activate(self.model.state_dict(), recipe)
 
     def embed(self, texts: Sequence[str]) -> torch.Tensor:

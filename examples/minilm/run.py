@@ -24,6 +24,7 @@ from examples.minilm.evaluate import Merge, recipe_of, score_expert, score_merge
 from examples.minilm.report import ROUTED, UNROUTED, VARIANTS, Merged, Single, mean_report, print_report
 from obm_format import compress_checkpoint, load_router, materialize, train_router
 from obm_format.compress import parse_compress_options
+from obm_format.kernels import select_kernels
 from obm_registry.embedded import open_embedded
 
 REPOSITORY = "acme/minilm"
@@ -139,7 +140,9 @@ def _do_expert(run: finetune.Run, work: Path) -> Single:
         options = parse_compress_options(task=run.task, preset=preset, position=position)
         experts[variant] = folder / f"{run.task}-{variant}.obm"
         with clock.step("compress"):
-            sizes[variant] = compress_checkpoint(run.backbone, run.folder, experts[variant], options)
+            sizes[variant] = compress_checkpoint(
+                run.backbone, run.folder, experts[variant], options, kernels=select_kernels(threads=1)
+            )
         if variant == DEFAULT:
             experts[variant] = _through_registry(run, experts[variant], work / "registry", clock)
         with clock.step("merge_and_score"):

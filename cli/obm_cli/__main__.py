@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
+import time
+from typing import Any
+
+# long enough for the code that dropped the interrupt to return, too short for anybody to notice
+_AGAIN_AFTER_S = 0.01
+_MAIN_THREAD = _thread.get_ident()
 
 
 def run() -> None:
     """Run the command line and leave with its exit status."""
     # a polite kill tidies up like Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _keep_interrupts
     try:
         from obm_cli.main import main
     except KeyboardInterrupt:
@@ -28,6 +36,19 @@ def run() -> None:
     # not, and would end by killing itself; running other such code makes it forget
     exec("")  # noqa: S102
     sys.exit(status)
+
+
+def _keep_interrupts(dropped: Any) -> None:  # noqa: ANN401 - CPython's own structure, without a public type
+    """Deliver an interrupt once more that hit code whose errors Python drops: a destructor, a callback from C."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        _thread.start_new_thread(_interrupt_again, ())
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def _interrupt_again() -> None:
+    time.sleep(_AGAIN_AFTER_S)
+    signal.pthread_kill(_MAIN_THREAD, signal.SIGINT)
 
 
 if __name__ == "__main__":

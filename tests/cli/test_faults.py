@@ -28,7 +28,21 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0])
+# `obm`, which says when its guard is up: what comes before that is the interpreter's to answer
+STARTED = """
+import sys
+from obm_cli.__main__ import run
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "obm_cli.main":
+            sys.meta_path.remove(self)
+            print("started", flush=True)
+sys.meta_path.insert(0, Finder())
+run()
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize(
     ("command", "number"),
     [("compress", signal.SIGINT), ("materialize", signal.SIGINT), ("materialize", signal.SIGTERM)],
@@ -41,8 +55,14 @@ def test_interrupt_leaves_a_whole_result_or_none(
         "materialize": ["materialize", "--base", "base", "--expert", "x.obm", "-o", str(tmp_path / "out")],
     }[command]
     process = subprocess.Popen(
-        [sys.executable, "-m", "obm_cli", *arguments], cwd=checkpoints, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTED, *arguments],
+        cwd=checkpoints,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
     time.sleep(delay)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -74,6 +94,29 @@ def test_interrupt_while_the_commands_are_imported_is_one_line(flag: list[str]) 
     assert done.returncode == 130
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["reason"] == "interrupted" if flag else line.startswith("obm: ")
+
+
+# a command whose work is interrupted inside a callback from C, where Python prints an exception and drops it
+CALLBACK_INTERRUPTED = """
+import ctypes, signal, time
+import obm_cli.commands.ls as ls
+def work(**_):
+    ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
+    time.sleep(30)
+ls.command.callback = work
+from obm_cli.__main__ import run
+run()
+"""
+
+
+def test_interrupt_in_a_callback_is_not_lost() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CALLBACK_INTERRUPTED, "ls"], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert done.returncode == 130
+    # click ends the terminal's line with the ^C first
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("obm: stopped by the user")
 
 
 @pytest.fixture

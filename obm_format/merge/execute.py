@@ -16,15 +16,16 @@ import numpy as np
 
 from obm_format.checkpoint import Checkpoint
 from obm_format.errors import BackboneMismatch, FormatError, ObmError
-from obm_format.expert import Expert
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
 from obm_format.kernels.words import Words, cast, first_not_finite, words_dtype
 from obm_format.merge.arithmetic import BaseMatrix, Share, in_view, matrix_view, merge_tensor
+from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.meter import Meter
 from obm_format.merge.plan import Contribution, Step, covered_shape, plan_merge
 from obm_format.merge.recipe import Recipe
 from obm_format.model import TensorRecord, TensorSpec
+from obm_format.taskvector import check_finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ class WeightStream:
 
     Args:
         base: the open backbone.
-        experts: open experts, in any order.
+        experts: open experts and dense fine-tunes, in any order.
         recipe: how to merge.
         kernels: who computes; by default the fastest at hand.
         threads: most threads of the default kernels.
@@ -64,7 +65,7 @@ class WeightStream:
     def __init__(
         self,
         base: Checkpoint,
-        experts: Sequence[Expert],
+        experts: Sequence[Source],
         recipe: Recipe,
         *,
         kernels: Kernels | None = None,
@@ -102,8 +103,16 @@ class WeightStream:
                 del prepared
                 for spec in step.specs:
                     yield spec, words
-                if step.base is not None:
-                    self._base.release(step.base.name)
+                self._release(step)
+
+    def _release(self, step: Step) -> None:
+        """Give back the mapped pages that a step has used up."""
+        if step.base is not None:
+            self._base.release(step.base.name)
+        for one in step.others:
+            expert = self._experts[one.participant]
+            if isinstance(expert, DenseFineTune):
+                expert.release(one.record.name)
 
     def _prepared_ahead(self) -> Generator[tuple[Step, _Prepared]]:
         """Each step with its operands, the next one being prepared meanwhile."""
@@ -134,26 +143,35 @@ class WeightStream:
                 routed = ValueOperand(values=np.zeros(matrix_view([], base), np.float32))
             return _Prepared(base=base, routed=routed, others=self._operands(step, base), tail=tail)
 
-    def _content(self, step: Step, expert: Expert | None, base: Words | None) -> Words | None:
+    def _content(self, step: Step, expert: Source | None, base: Words | None) -> Words | None:
         """The whole tensor where it is a copy: of the routed expert's, or without one, of the backbone's."""
         if expert is not None and step.routed is not None:
             return expert.exact(step.routed.name, base, base_checked=True)
         return None if step.is_arithmetic else base
 
     def _base_words(self, step: Step) -> Words | None:
-        """The backbone's words of a step, once its digest is that of every expert (obm-1 clause 10.3)."""
+        """The backbone's words of a step, once its digest is that of every expert (obm-1 clause 10.3).
+
+        Where none vouches for it, it is at least found finite.
+        """
         if step.base is None:
             return None
-        found = self._base.sha256(step.base.name)
-        for witness in step.witnesses:
-            self._experts[witness.participant].check_base(witness.record.name, step.base, found)
+        experts = [(self._experts[witness.participant], witness.record) for witness in step.witnesses]
+        vouching = [(one, record) for one, record in experts if not isinstance(one, DenseFineTune)]
+        if not vouching:
+            check_finite(self._base, step.base.name, "backbone")
+        for expert, record in vouching:
+            expert.check_base(record.name, step.base, self._base.sha256(step.base.name))
         return self._base.words(step.base.name)
 
     def _check_unwitnessed(self) -> None:
         """Tensors that no expert has a digest of are vouched for by the fingerprint of the whole backbone."""
-        if all(step.witnesses or step.base is None for step in self.plan.steps):
+        expected, participants = self.plan.fingerprint, self.plan.participants
+        vouched = (any(participants[one.participant].vouches for one in step.witnesses) for step in self.plan.steps)
+        if not expected or all(
+            known or step.base is None for known, step in zip(vouched, self.plan.steps, strict=True)
+        ):
             return
-        expected = self.plan.participants[0].manifest.backbone.fingerprint
         found = self._base.fingerprint()
         if found != expected:
             raise BackboneMismatch(
@@ -232,7 +250,7 @@ class WeightStream:
                 yield one, operand
 
 
-def _operand(expert: Expert, record: TensorRecord, base: Words) -> tuple[Operand, Words | None]:
+def _operand(expert: Source, record: TensorRecord, base: Words) -> tuple[Operand, Words | None]:
     """A record's task vector against a backbone tensor whose digest was checked, and its grown rows."""
     if record.is_exact and covered_shape(record) != record.encoded_shape:  # grown, and stored whole
         words, rows = expert.exact(record.name, base, base_checked=True), base.shape[0]

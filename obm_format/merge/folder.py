@@ -20,6 +20,7 @@ from obm_format.checkpoint import Checkpoint, is_side_file, open_checkpoint
 from obm_format.checkpoint_writer import CheckpointWriter
 from obm_format.expert import Expert, References, open_expert
 from obm_format.kernels.contract import Kernels
+from obm_format.merge.dense import DenseFineTune, Source, is_dense, open_dense
 from obm_format.merge.execute import WeightStream
 from obm_format.merge.recipe import Method, Recipe
 from obm_format.model import DType, Kind
@@ -27,7 +28,7 @@ from obm_format.progress import Progress, silent
 
 logger = logging.getLogger(__name__)
 
-ExpertSource = Expert | str | os.PathLike[str]
+ExpertSource = Source | str | os.PathLike[str]
 BaseSource = Checkpoint | str | os.PathLike[str]
 
 LAM_WARNING = 0.2  # above it, combining others cost routed 1-bit experts 6 to 8 points (design, "Defaults")
@@ -102,8 +103,8 @@ def materialize(
 
     Args:
         base: the backbone: open, or a checkpoint folder or safetensors file.
-        experts: experts: open, or paths of `.obm` files. A base vector among them (kind rtvq-base) takes no
-            part but by the experts that refer to it.
+        experts: experts: open, or paths of `.obm` files, or of dense fine-tunes (checkpoint folders, safetensors
+            files). A base vector among them (kind rtvq-base) takes no part but by the experts that refer to it.
         recipe: how; its fields `backbone` and `experts` are for those who find the files.
         out: the folder to make; it must not exist, or be empty.
         refs: base vectors of `rtvq` experts, likewise; those beside an expert's file are found without.
@@ -129,7 +130,7 @@ def open_sources(
     experts: Sequence[ExpertSource],
     stack: contextlib.ExitStack,
     refs: Sequence[ExpertSource] = (),
-) -> tuple[Checkpoint, list[Expert]]:
+) -> tuple[Checkpoint, list[Source]]:
     """Open what is not open yet; `stack` closes that again.
 
     Args:
@@ -146,14 +147,30 @@ def open_sources(
         ObmError: a file cannot be opened.
     """
     backbone = base if isinstance(base, Checkpoint) else stack.enter_context(open_checkpoint(base))
-    opened = [one if isinstance(one, Expert) else stack.enter_context(open_expert(one)) for one in experts]
-    references = stack.enter_context(References([*opened, *refs]))
+    opened = _open_all(backbone, experts, stack)
+    given = [one for one in (*opened, *refs) if not isinstance(one, DenseFineTune)]
+    references = stack.enter_context(References(given))
     for source, one in zip(experts, opened, strict=True):
-        references.attach(one, None if isinstance(source, Expert) else source)
+        if isinstance(one, Expert):
+            references.attach(one, source if isinstance(source, str | os.PathLike) else None)
     return backbone, [one for one in opened if one.manifest.kind is not Kind.RTVQ_BASE]
 
 
-def routed_expert(stream: WeightStream, experts: Sequence[Expert]) -> Expert | None:
+def _open_all(backbone: Checkpoint, experts: Sequence[ExpertSource], stack: contextlib.ExitStack) -> list[Source]:
+    """Open what is not open yet; dense fine-tunes are numbered as they come."""
+    opened: list[Source] = []
+    for one in experts:
+        if isinstance(one, Expert | DenseFineTune):
+            opened.append(one)
+        elif is_dense(one):
+            place = 1 + sum(isinstance(other, DenseFineTune) for other in opened)
+            opened.append(stack.enter_context(open_dense(one, backbone, place)))
+        else:
+            opened.append(stack.enter_context(open_expert(one)))
+    return opened
+
+
+def routed_expert(stream: WeightStream, experts: Sequence[Source]) -> Source | None:
     """The expert that a stream applies whole, if there is one."""
     if stream.plan.routed is None:
         return None
@@ -162,7 +179,7 @@ def routed_expert(stream: WeightStream, experts: Sequence[Expert]) -> Expert | N
 
 
 def write_folder(
-    stream: WeightStream, base: Checkpoint, out: Path, routed: Expert | None, progress: Progress = silent
+    stream: WeightStream, base: Checkpoint, out: Path, routed: Source | None, progress: Progress = silent
 ) -> None:
     """Write a stream and the side files that belong to it as a checkpoint folder, whole or not at all."""
     total, done = stream.plan.bytes_written, 0
@@ -179,7 +196,7 @@ def write_folder(
             writer.commit()
 
 
-def side_files(base: Checkpoint, routed: Expert | None, dtype: DType | None = None) -> dict[str, bytes]:
+def side_files(base: Checkpoint, routed: Source | None, dtype: DType | None = None) -> dict[str, bytes]:
     """Configuration and tokenizer files of the backbone, replaced by the routed expert's attachments.
 
     Args:

@@ -45,6 +45,11 @@ class Participant:
         """Task name, or the artifact id where there is none."""
         return self.manifest.task or self.id
 
+    @property
+    def vouches(self) -> bool:
+        """Whether it has digests of the backbone; a dense fine-tune has none."""
+        return self.manifest.backbone.fingerprint != ""
+
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
@@ -63,7 +68,8 @@ class Step:
         base: the backbone's tensor; None for added tensors.
         routed: the routed expert's record; None without a routed expert.
         others: what is combined into it, by ascending artifact id.
-        witnesses: every expert's record for the backbone tensor: their digests say which bytes it must have.
+        witnesses: every expert's record for the backbone tensor: the digests of those that vouch for it say
+            which bytes it must have.
         copies: further output names with the same content (aliases, clause 5.8).
     """
 
@@ -126,14 +132,22 @@ class MergePlan:
 
     @property
     def digest(self) -> str:
-        """Digest of the recipe with fingerprint and artifact ids in it: of all that decides the output."""
+        """Digest of the recipe with fingerprint and artifact ids in it: of all that decides the output.
+
+        Dense fine-tunes are in it by place alone, and without experts that vouch for it so is the backbone.
+        """
         return replace(
             self.recipe,
-            backbone=self.participants[0].manifest.backbone.fingerprint,
+            backbone=self.fingerprint or None,
             experts=tuple(one.id for one in self.participants),
             route=None if self.routed is None else self.participants[self.routed].id,
             weight={one.id: one.weight for one in self.participants if one.weight != 1},
         ).digest
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone by the experts that vouch for it; "" where none does."""
+        return next((one.manifest.backbone.fingerprint for one in self.participants if one.vouches), "")
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -304,16 +318,16 @@ def _participants(experts: Sequence[Header], recipe: Recipe) -> tuple[Participan
     for before, after in itertools.pairwise(found):
         if before.id == after.id:
             raise UsageError("usage", "an expert is given twice", where=after.label, got=after.id)
-    first = found[0].manifest.backbone.fingerprint
+    first = next((one for one in found if one.vouches), found[0])
     for one in found:
         if one.manifest.kind is not Kind.TASK_VECTOR:
             raise UsageError("bad_recipe", f"is a {one.manifest.kind.value}, no task vector", where=one.label)
-        if one.manifest.backbone.fingerprint != first:
+        if one.vouches and one.manifest.backbone.fingerprint != first.manifest.backbone.fingerprint:
             raise BackboneMismatch(
                 "backbone_mismatch",
-                f"has another backbone than {found[0].label}",
+                f"has another backbone than {first.label}",
                 where=one.label,
-                expected=first,
+                expected=first.manifest.backbone.fingerprint,
                 got=one.manifest.backbone.fingerprint,
             )
     for name, weight in recipe.weight.items():

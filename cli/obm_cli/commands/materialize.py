@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 @click.command("materialize")
 @click.argument("recipe", metavar="[RECIPE.yaml]", required=False, type=click.Path())
 @click.option("--base", metavar="BASE", type=click.Path(), help="The backbone: a folder or a safetensors file.")
-@click.option("--expert", "experts", metavar="X", multiple=True, help="An expert: a file or a reference; repeatable.")
+@click.option(
+    "--expert",
+    "experts",
+    metavar="X",
+    multiple=True,
+    help="An expert: a file, a reference, or a dense fine-tune's folder or safetensors file; repeatable.",
+)
 @click.option(
     "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
     help="The base vector that rtvq experts refer to [default: looked for beside them]; repeatable.",

@@ -102,6 +102,7 @@ REASONS: dict[str, Reason] = {
     "usage": _usage("the call does not make sense"),
     "bad_position": _usage("the position is unknown or matches no tensor"),
     "unknown_architecture": _usage("no layer pattern is known for these tensor names"),
+    "budget_too_small": _usage("the expert cannot be made as small as was asked for"),
     "bad_recipe": _usage("a merge recipe is malformed or cannot be honoured"),
     "bad_ref": _usage("a reference is outside its grammar"),
     "route_needed": _usage("several experts and no route or router"),

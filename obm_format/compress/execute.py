@@ -1,39 +1,22 @@
-"""The flow of the write side: a fine-tune against its backbone, tensor by tensor, into one expert.
+"""The flow of the write side: open both checkpoints, choose encodings where a budget asks for it, write the expert.
 
-One tensor is in memory at a time; digests and checks of the next ones run in a thread beside the encoding,
-and no byte of the file depends on threads, folders or dates. Never decides how bits lie (`codecs`) or where
-parts lie (`container`). Source: design page, "Format" and "Defaults"; obm-1 clause 11.
+Source: design page, "Format" and "Defaults"; obm-1 clause 11.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obm_format.checkpoint import Checkpoint, open_checkpoint
-from obm_format.codecs import affine, catalogue, raw, rtvq, sign1, sparse, tern1
-from obm_format.codecs.base import Encoded, with_tail
+from obm_format.checkpoint import open_checkpoint
+from obm_format.compress.compression import Compression
+from obm_format.compress.fit import fit
 from obm_format.compress.options import CompressOptions
-from obm_format.compress.report import CompressReport, ErrorSums, make_report
-from obm_format.errors import CheckpointError, UsageError
-from obm_format.expert import Expert, ExpertWriter
+from obm_format.compress.report import CompressReport
+from obm_format.errors import UsageError
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Kernels
-from obm_format.kernels.words import Float32
-from obm_format.limits import DEFAULT_LIMITS
-from obm_format.model import BackboneId, Granularity, Kind, Mode, RtvqParams, TensorRecord, TensorSpec, ZeroParams
-from obm_format.positions import blocks_of, matrix_rows, select
 from obm_format.progress import Progress, silent
-from obm_format.taskvector import Pair, Relation, check_finite, difference, pair
-
-_AHEAD = 4  # tensors that are hashed and checked before their turn
 
 
 def compress_checkpoint(
@@ -53,277 +36,20 @@ def compress_checkpoint(
         out: the file to write; an existing one is replaced when all is done.
         options: the defaults: position `linear`, alpha `proj/row`, rest exact.
         kernels: None for the fastest of this machine; the file does not depend on them.
-        progress: told of phase `compress` in bytes of the fine-tune; may raise to stop.
+        progress: told of phase `compress`, and before it with a budget of phase `measure`, in bytes of the
+            fine-tune; may raise to stop.
 
     Raises:
         CheckpointError: a checkpoint that cannot be read, or holds NaN or Inf.
         BackboneMismatch: fine-tune and backbone do not belong together.
         UsageError: a position that matches nothing, an option that does not fit.
-        ObmError: `disk_full`, `io`, `not_found`.
+        ObmError: `budget_too_small`, `disk_full`, `io`, `not_found`.
     """
     options = options or CompressOptions()
     # obm-1 clause 13.1
     if Path(out).suffix == ".safetensors":
         raise UsageError("usage", "an expert is no dense checkpoint", where=str(out), hint="name it *.obm")
     with open_checkpoint(base_path) as base, open_checkpoint(tuned_path) as tuned:
-        return Compression(base, tuned, options, kernels or select_kernels()).write(out, progress)
-
-
-def backbone_id(base: Checkpoint, progress: Progress = silent) -> BackboneId:
-    """What an expert's manifest says of its backbone (obm-1 clause 10.2); hashes it."""
-    return BackboneId(
-        fingerprint=base.fingerprint(progress),
-        n_tensors=len(base.tensors),
-        n_params=sum(spec.numel for spec in base.tensors.values()),
-        architecture=base.architecture,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharedBase:
-    """The base vector that the offsets of several experts are taken from.
-
-    Args:
-        expert: the artifact of kind rtvq-base that holds it, open; it has every tensor of the position.
-        bits: bits of an offset.
-    """
-
-    expert: Expert
-    bits: int
-
-
-class Compression:
-    """One fine-tune against its backbone: what all its tensors share, and what was measured on the way.
-
-    Args:
-        base: the backbone.
-        tuned: the fine-tune; both stay the caller's.
-        options: how to compress.
-        kernels: the arithmetic.
-
-    Raises:
-        CheckpointError, BackboneMismatch, UsageError: as `compress_checkpoint`.
-    """
-
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, options: CompressOptions, kernels: Kernels) -> None:
-        self.base = base
-        self.tuned = tuned
-        self.plan = pair(base, tuned, allow_removed=options.allow_removed)
-        self.options = options
-        self.kernels = kernels
-        self.config = base.config() or tuned.config()
-        floats = [
-            TensorSpec(found.name, found.spec.dtype, found.encoded_shape) for found in self.plan.pairs if found.is_float
-        ]
-        self.inside = select(floats, options.position, base.architecture)
-        self._error = ErrorSums()
-
-    def write(
-        self, out: str | os.PathLike[str], progress: Progress = silent, shared: SharedBase | None = None
-    ) -> CompressReport:
-        """Write the expert; on any error nothing is left behind.
-
-        Args:
-            out: the file.
-            progress: told of phase `compress` in bytes of the fine-tune; may raise to stop.
-            shared: store the tensors of the position as `rtvq` offsets from it, whatever the options say.
-
-        Raises:
-            ObmError: as `compress_checkpoint`.
-        """
-        self._error = ErrorSums()
-        with ExpertWriter(out) as writer:
-            aliases = self._write_tensors(writer, progress, shared)
-            for file in _changed_side_files(self.base, self.tuned):
-                writer.attach(file.name, file.read_bytes())
-            refers = any(isinstance(record.params, RtvqParams) for record in writer.records)
-            header = writer.commit(
-                kind=Kind.TASK_VECTOR,
-                task=self.options.task,
-                position=self.options.position,
-                backbone=backbone_id(self.base),
-                aliases=aliases,
-                removed=self.plan.removed,
-                prefix=self.plan.prefix,
-                refs=(shared.expert.id,) if shared is not None and refers else (),
-            )
-        return make_report(
-            os.fspath(out), header, inside=self.inside, dense_nbytes=self.tuned.nbytes, error=self._error
-        )
-
-    def aliases(self) -> dict[str, str]:
-        """The tensors that are stored as copies of others, with those; hashes what it needs to know that."""
-        targets: dict[tuple[object, ...], Pair] = {}
-        twins = ((found.name, self._twin(found, targets)) for found in self.plan.pairs)
-        return {name: target for name, target in twins if target is not None}
-
-    def _write_tensors(
-        self, writer: ExpertWriter, progress: Progress, shared: SharedBase | None
-    ) -> list[tuple[str, str]]:
-        """Encode and write all tensors, sorted by name; give the aliases."""
-        targets: dict[tuple[object, ...], Pair] = {}
-        aliases: list[tuple[str, str]] = []
-        done, total = 0, self.tuned.nbytes
-        # closed at once on any error: the thread must not outlive the checkpoints
-        with closing(self._vetted()) as vetted:
-            for found in vetted:
-                target = self._twin(found, targets)
-                if target is not None:
-                    aliases.append((found.name, target))
-                else:
-                    self._write(found, writer, shared)
-                self.tuned.release(found.source)
-                if found.base is not None:
-                    self.base.release(found.base.name)
-                done += found.spec.nbytes
-                progress("compress", done, total)
-        return aliases
-
-    def _write(self, found: Pair, writer: ExpertWriter, shared: SharedBase | None) -> None:
-        if found.name in self.inside:
-            mode, encoded = Mode.DELTA, self._encode_inside(found, shared)
-        else:
-            mode, encoded = self._encode_rest(found)
-        record = TensorRecord(spec=found.spec, base=found.base, mode=mode, params=encoded.params)
-        writer.add(
-            found.spec,
-            found.base,
-            mode,
-            encoded,
-            base_sha256=None if found.base is None else self.base.sha256(found.base.name),
-            out_sha256=self.tuned.sha256(found.source) if record.is_exact else None,
-        )
-
-    def _vetted(self) -> Generator[Pair, None, None]:
-        """The pairs in order, each hashed and found finite; then the rest of the backbone likewise.
-
-        The hashing of the next ones runs in a thread, so that it costs no time beside the encoding.
-        """
-        pool = ThreadPoolExecutor(1)
-        pairs, ahead = iter(self.plan.pairs), deque[tuple[Pair, Future[None]]]()
-        try:
-            for found in itertools.islice(pairs, _AHEAD):
-                ahead.append((found, pool.submit(self._vet, found)))
-            while ahead:
-                found, vetted = ahead.popleft()
-                vetted.result()
-                for following in itertools.islice(pairs, 1):
-                    ahead.append((following, pool.submit(self._vet, following)))
-                yield found
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        for name in self.plan.removed:
-            check_finite(self.base, name, "backbone")
-
-    def _vet(self, found: Pair) -> None:
-        # obm-1 clause 11.1
-        if found.base is not None:
-            self.base.sha256(found.base.name)
-            check_finite(self.base, found.base.name, "backbone")
-        if found.name not in self.inside:
-            self.tuned.sha256(found.source)
-        check_finite(self.tuned, found.source, "fine-tune")
-
-    def _twin(self, found: Pair, targets: dict[tuple[object, ...], Pair]) -> str | None:
-        """The tensor that this one is tied to: equal bytes, and so in the backbone (obm-1 clause 5.8).
-
-        Vectors and unchanged tensors cost next to nothing and are often equal by chance: they are no twins.
-        """
-        if len(found.spec.shape) < 2:
-            return None
-        old = None if found.base is None else self.base.sha256(found.base.name)
-        shapes = (found.spec.dtype, found.spec.shape, found.base and (found.base.dtype, found.base.shape))
-        # tuned tensors in the position are hashed only where their backbone tensors are twins already
-        key = (*shapes, old, found.name in self.inside, *(() if old else (self.tuned.sha256(found.source),)))
-        target = targets.setdefault(key, found)
-        if target is found:
-            return None
-        digest = self.tuned.sha256(found.source)
-        return target.name if digest == self.tuned.sha256(target.source) != old else None
-
-    # --- inside the position ---
-
-    def _encode_inside(self, found: Pair, shared: SharedBase | None) -> Encoded:
-        d = difference(found, self.base, self.tuned, self.kernels)
-        # obm-1 clause 11.1: an all-zero task vector in the position is `zero`
-        if not d.any():
-            return self._with_tail(Encoded(params=ZeroParams(), parts=()), found)
-        reference = None if shared is None else shared.expert.values(found.name)
-        if shared is None or reference is None:
-            encoded = self._encode_values(d, found)
-        else:
-            encoded = rtvq.encode(d, reference, bits=shared.bits, rows=matrix_rows(found.name, d.shape))
-        record = TensorRecord(spec=found.spec, base=found.base, mode=Mode.DELTA, params=encoded.params)
-        self._error.add(d, record, encoded, self.kernels, reference)
-        return self._with_tail(encoded, found)
-
-    def _encode_values(self, d: Float32, found: Pair) -> Encoded:
-        options, rows = self.options, matrix_rows(found.name, d.shape)
-        choice = options.alpha
-        blocks = blocks_of(found.name, d.shape, self.config)
-        if choice.granularity is Granularity.MATRIX and blocks is not None:
-            choice = replace(choice, granularity=Granularity.BLOCK, blocks=blocks)
-        match options.encoding:
-            case "sign1":
-                return sign1.encode(d, choice, rows=rows, planes=options.planes, kernels=self.kernels)
-            case "tern1":
-                return tern1.encode(d, choice, rows=rows, kernels=self.kernels)
-            case "sparse":
-                return sparse.encode_delta(d)
-            case _:
-                return affine.encode(d, bits=_affine_bits(options.encoding), rows=rows)
-
-    def _with_tail(self, encoded: Encoded, found: Pair) -> Encoded:
-        if found.relation is not Relation.GROWN:
-            return encoded
-        return with_tail(encoded, self.tuned.words(found.source)[found.encoded_shape[0] :])
-
-    # --- outside the position ---
-
-    def _encode_rest(self, found: Pair) -> tuple[Mode, Encoded]:
-        rest, words = self.options.rest, self.tuned.words(found.source)
-        if found.base is None and rest == "drop":
-            raise UsageError(
-                "usage",
-                "the backbone lacks this tensor, so it cannot be dropped",
-                where=found.name,
-                hint="use --rest exact",
-            )
-        if rest == "raw" or found.relation is Relation.RESHAPED:
-            mode = Mode.ADDED if found.base is None else Mode.REPLACE
-            return mode, raw.encode(words, found.spec.dtype, framed=False if rest == "raw" else None)
-        if rest != "exact" and self._may_lose(found):
-            if rest == "drop":
-                return Mode.DELTA, self._with_tail(Encoded(params=ZeroParams(), parts=()), found)
-            d = difference(found, self.base, self.tuned, self.kernels)
-            encoded = affine.encode(d, bits=_affine_bits(rest), rows=matrix_rows(found.name, d.shape))
-            return Mode.DELTA, self._with_tail(encoded, found)
-        old = None if found.base is None else self.base.words(found.base.name)
-        return catalogue.encode_exact(words, old, found.spec.dtype, None if found.base is None else found.base.dtype)
-
-    def _may_lose(self, found: Pair) -> bool:
-        """Whether a lossy rest touches this tensor: it has elements, and a counterpart of other bytes."""
-        if found.base is None or not found.is_float or not math.prod(found.encoded_shape):
-            return False
-        return self.tuned.sha256(found.source) != self.base.sha256(found.base.name)
-
-
-def _changed_side_files(base: Checkpoint, tuned: Checkpoint) -> list[Path]:
-    """Files of the fine-tune that travel along, and that the backbone has not or has otherwise."""
-    old = {file.name: file for file in base.side_files()}
-    changed = []
-    for file in tuned.side_files():
-        if file.stat().st_size > DEFAULT_LIMITS.attachment_nbytes:
-            raise CheckpointError(
-                "limit_exceeded",
-                "the file is too large to travel with an expert",
-                where=str(file),
-                expected=f"at most {DEFAULT_LIMITS.attachment_nbytes} bytes",
-            )
-        if file.name not in old or old[file.name].read_bytes() != file.read_bytes():
-            changed.append(file)
-    return changed
-
-
-def _affine_bits(encoding: str) -> int:
-    return int(encoding.removeprefix("affine"))
+        compression = Compression(base, tuned, options, kernels or select_kernels())
+        fitted = None if options.budget is None else fit(compression, options.budget, progress)
+        return compression.write(out, progress, fitted=fitted)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from obm_format.codecs.alphas import AlphaChoice
+from obm_format.compress.budget import Budget, parse_budget
+from obm_format.compress.choices import Choice
 from obm_format.container.names import TASK
 from obm_format.errors import UsageError
 from obm_format.model import AlphaRule, Granularity
@@ -22,6 +24,7 @@ PRESETS: Mapping[str, str] = {
 }  # the paper's positions
 ENCODINGS = ("sign1", "tern1", "sparse", "affine8", "affine4", "affine3", "affine2")
 RESTS = ("exact", "raw", "affine8", "affine4", "affine3", "affine2", "drop")
+FIT = "fit"  # the rest where a budget chooses for it too; nothing that the caller says
 
 _PAPER_ALPHA = AlphaChoice(granularity=Granularity.MATRIX, rule=AlphaRule.MEAN)
 _DEFAULT_ALPHA = AlphaChoice(granularity=Granularity.ROW, rule=AlphaRule.PROJ)
@@ -40,8 +43,11 @@ class CompressOptions:
         encoding: how those are stored, one of ENCODINGS.
         planes: sign planes, 1 to 4; only for sign1.
         alpha: granularity, rule and gain; MATRIX means one alpha per logical matrix of a fused tensor.
-        rest: how all others are stored, one of RESTS.
+        rest: how all others are stored, one of RESTS; FIT only with a budget.
         allow_removed: whether float tensors of the backbone may be missing from the fine-tune.
+        budget: choose an encoding for each tensor of the position, and of a rest FIT, instead of `encoding` and
+            `planes`, so that the file fits.
+        asked_alpha: whether the caller asked for `alpha`: a budget then tries no other.
     """
 
     task: str = ""
@@ -51,6 +57,14 @@ class CompressOptions:
     alpha: AlphaChoice = _DEFAULT_ALPHA
     rest: str = "exact"
     allow_removed: bool = False
+    budget: Budget | None = None
+    asked_alpha: bool = False
+
+    @property
+    def choice(self) -> Choice:
+        """How a tensor of the position is stored without a budget."""
+        with_alpha = self.encoding in ("sign1", "tern1")
+        return Choice(encoding=self.encoding, planes=self.planes, alpha=self.alpha if with_alpha else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,26 +105,28 @@ def parse_compress_options(  # noqa: PLR0913 - one per flag
     *,
     preset: str | None = None,
     position: str | None = None,
-    encoding: str = "sign1",
-    planes: int = 1,
+    encoding: str | None = None,
+    planes: int | None = None,
     alpha: str | None = None,
     gain: str | None = None,
-    rest: str = "exact",
+    rest: str | None = None,
     task: str = "",
     allow_removed: bool = False,
+    budget: str | None = None,
 ) -> CompressOptions:
     """Options from the words of the command line; what is None takes the preset's value, or the default's.
 
     Args:
         preset: `chat`, `math` or `code`: the paper's position, with alpha `mean/matrix`.
         position: see `positions.select`; not together with a preset.
-        encoding: one of ENCODINGS.
-        planes: 1 to 4.
+        encoding: one of ENCODINGS; None: sign1.
+        planes: 1 to 4; None: 1.
         alpha: `mean|rms|proj[/matrix|row|group:N]`; without a granularity the preset's or default's stays.
         gain: positive decimal number that alphas are multiplied by.
-        rest: one of RESTS.
+        rest: one of RESTS; None: exact, or with a budget whatever fits.
         task: task name, or "".
         allow_removed: whether float tensors of the backbone may be missing from the fine-tune.
+        budget: see `parse_budget`; not together with `encoding`, `planes` or `gain`.
 
     Raises:
         UsageError: `usage`.
@@ -119,9 +135,13 @@ def parse_compress_options(  # noqa: PLR0913 - one per flag
         raise UsageError("usage", "a preset says the position; give one of the two")
     if preset is not None and preset not in PRESETS:
         raise _unknown("preset", tuple(PRESETS), preset)
+    if budget is not None and (encoding, planes, gain) != (None, None, None):
+        raise UsageError("usage", "a budget chooses the encoding: it goes without encoding, planes and gain")
+    encoding, planes = encoding or "sign1", 1 if planes is None else planes
+    rest = ("exact" if budget is None else FIT) if rest is None else rest
     if encoding not in ENCODINGS:
         raise _unknown("encoding", ENCODINGS, encoding)
-    if rest not in RESTS:
+    if rest not in RESTS and rest is not FIT:
         raise _unknown("rest", RESTS, rest)
     if not 1 <= planes <= 4 or (planes > 1 and encoding != "sign1"):
         raise UsageError("usage", "sign1 has 1 to 4 planes, other encodings have none", got=planes)
@@ -137,6 +157,8 @@ def parse_compress_options(  # noqa: PLR0913 - one per flag
         alpha=replace(choice, gain=_parse_gain(gain)) if gain is not None else choice,
         rest=rest,
         allow_removed=allow_removed,
+        budget=None if budget is None else parse_budget(budget),
+        asked_alpha=alpha is not None or preset is not None,
     )
 
 

@@ -6,21 +6,14 @@ Source: interfaces page, "JSON"; 1bit-Merging table 7 for the accounting.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from obm_format.codecs import catalogue
-from obm_format.codecs.base import Encoded, Span
+from obm_format.compress.choices import Fitted
+from obm_format.compress.measure import Fidelity
 from obm_format.container.header import Header
-from obm_format.kernels.contract import Kernels
-from obm_format.kernels.words import Float32
-from obm_format.model import BackboneId, Mode, TensorRecord
-
-_PIECE = 1 << 20  # elements decoded together to measure the error
+from obm_format.model import BackboneId, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +37,8 @@ class CompressReport:
         n_added: tensors that only the fine-tune has.
         n_removed: tensors that only the backbone has.
         n_aliases: tensors that are copies of others.
+        fitted: what a budget chose, None without one. Then `sign` counts all approximate tensors, and `rel_error`
+            and `kept` are those over all tensors that it chose for.
     """
 
     file: str
@@ -60,6 +55,7 @@ class CompressReport:
     n_added: int
     n_removed: int
     n_aliases: int
+    fitted: Fitted | None = None
 
     @property
     def ratio(self) -> float:
@@ -68,20 +64,29 @@ class CompressReport:
 
     def as_json(self) -> dict[str, object]:
         """What `obm compress --json` prints, without the schema."""
-        return {**dataclasses.asdict(self), "ratio": self.ratio}
+        facts = dataclasses.asdict(dataclasses.replace(self, fitted=None))
+        del facts["fitted"]
+        return facts | {"ratio": self.ratio} | ({} if self.fitted is None else self.fitted.as_json())
 
 
 def make_report(
-    file: str, header: Header, *, inside: frozenset[str], dense_nbytes: int, error: ErrorSums
+    file: str,
+    header: Header,
+    *,
+    inside: frozenset[str],
+    dense_nbytes: int,
+    fidelity: Fidelity,
+    fitted: Fitted | None = None,
 ) -> CompressReport:
     """The report on a file that was written.
 
     Args:
         file: its path, as it was given.
         header: its header.
-        inside: names of the tensors in the position.
+        inside: names of the tensors whose parts are of class `sign`.
         dense_nbytes: bytes of the fine-tune's tensors.
-        error: what was measured inside the position.
+        fidelity: what was measured of them.
+        fitted: what a budget chose, if there was one.
     """
     manifest = header.manifest
     return CompressReport(
@@ -94,82 +99,13 @@ def make_report(
         bytes=_bytes_by_class(header, inside),
         encodings=dict(sorted(Counter(record.encoding for record in manifest.tensors).items())),
         dense_nbytes=dense_nbytes,
-        rel_error=error.rel_error,
-        kept=error.kept,
+        rel_error=fidelity.rel_error,
+        kept=fidelity.kept,
         n_added=sum(record.mode is Mode.ADDED for record in manifest.tensors),
         n_removed=len(manifest.removed),
         n_aliases=len(manifest.aliases),
+        fitted=fitted,
     )
-
-
-class ErrorSums:
-    """Sums over the tensors in the position, in float64: d*d, d*decoded, (d - decoded)^2."""
-
-    def __init__(self) -> None:
-        self._shift = self._along = self._lost = 0.0
-
-    def add(
-        self,
-        d: Float32,
-        record: TensorRecord,
-        encoded: Encoded,
-        kernels: Kernels,
-        reference: Float32 | None = None,
-    ) -> None:
-        """Count one tensor, decoding it piece by piece from what will be written.
-
-        Args:
-            d: float32 task vector of any shape.
-            record: what is written of it.
-            encoded: likewise, without tail.
-            kernels: unpack signs.
-            reference: what an `rtvq` offset is taken from, of the shape of `d`.
-        """
-        parts, flat = _EncodedParts(encoded), d.reshape(-1)
-        shared = None if reference is None else reference.reshape(-1)
-        for span in Span(0, d.size).pieces(_PIECE):
-            wanted = flat[span.start : span.stop].astype(np.float64)
-            piece = None if shared is None else shared[span.start : span.stop]
-            values = catalogue.decode_values(record, parts, span, kernels=kernels, reference=piece)
-            decoded = values.astype(np.float64)
-            self._shift += float(wanted @ wanted)
-            self._along += float(wanted @ decoded)
-            wanted -= decoded
-            self._lost += float(wanted @ wanted)
-
-    @property
-    def rel_error(self) -> float:
-        """Length of what is lost over length of the shift."""
-        return math.sqrt(self._lost / self._shift) if self._shift else 0.0
-
-    @property
-    def kept(self) -> float:
-        """Share of the shift along d that is kept."""
-        return self._along / self._shift if self._shift else 1.0
-
-
-class _EncodedParts:
-    """The parts of a tensor that is not written yet, as a `PartReader`."""
-
-    def __init__(self, encoded: Encoded) -> None:
-        self._frames = {part.suffix: part.chunks for part in encoded.parts}
-        self._parts = {part.suffix: memoryview(b"".join(part.chunks)) for part in encoded.parts}
-        self._alphas = encoded.alphas
-
-    def part(self, suffix: str) -> memoryview:
-        return self._parts[suffix]
-
-    def part_range(self, suffix: str, start: int, stop: int) -> bytes:
-        return bytes(self.part(suffix)[start:stop])
-
-    def frames(self, suffix: str) -> Sequence[memoryview]:
-        return [memoryview(chunk) for chunk in self._frames[suffix]]
-
-    def frame(self, suffix: str, index: int) -> bytes:
-        return bytes(self.frames(suffix)[index])
-
-    def alphas(self) -> bytes:
-        return self._alphas
 
 
 def _bytes_by_class(header: Header, inside: frozenset[str]) -> dict[str, int]:

@@ -22,9 +22,10 @@ from obm_format.checkpoint import Checkpoint, open_checkpoint
 from obm_format.checkpoint_writer import refuse_occupied, sync_folder
 from obm_format.codecs import affine
 from obm_format.codecs.base import Encoded
-from obm_format.compress.execute import Compression, SharedBase, backbone_id
+from obm_format.compress.compression import Compression, SharedBase, backbone_id
+from obm_format.compress.measure import ErrorSums
 from obm_format.compress.options import RtvqOptions
-from obm_format.compress.report import CompressReport, ErrorSums, make_report
+from obm_format.compress.report import CompressReport, make_report
 from obm_format.container.names import TASK
 from obm_format.errors import CheckpointError, UsageError, from_os_error
 from obm_format.expert import ExpertWriter, open_expert
@@ -179,7 +180,9 @@ def _write_base(
             progress("base vector", done, total)
         position = options.common.position
         header = writer.commit(kind=Kind.RTVQ_BASE, position=position, backbone=backbone_id(base))
-    return make_report(os.fspath(out), header, inside=frozenset(sharers), dense_nbytes=base.nbytes, error=error)
+    return make_report(
+        os.fspath(out), header, inside=frozenset(sharers), dense_nbytes=base.nbytes, fidelity=error.fidelity
+    )
 
 
 def _sharers(runs: Sequence[Compression]) -> dict[str, list[tuple[Compression, Pair]]]:

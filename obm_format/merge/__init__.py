@@ -2,18 +2,23 @@
 
 from obm_format.merge.execute import WeightStream
 from obm_format.merge.folder import ExpertReport, MergeReport, materialize
+from obm_format.merge.methods import Compat, Cut, Method, Rescale, Scope, TrimScope, When
 from obm_format.merge.plan import MergePlan, plan_merge
-from obm_format.merge.recipe import Cut, Method, Recipe, Scope, parse_recipe, read_recipe
+from obm_format.merge.recipe import Recipe, parse_recipe, read_recipe
 
 __all__ = [
+    "Compat",
     "Cut",
     "ExpertReport",
     "MergePlan",
     "MergeReport",
     "Method",
     "Recipe",
+    "Rescale",
     "Scope",
+    "TrimScope",
     "WeightStream",
+    "When",
     "materialize",
     "parse_recipe",
     "plan_merge",

@@ -1,6 +1,7 @@
-"""The arithmetic of one tensor: from operands and a recipe to the call of the merge kernel.
+"""The arithmetic of one tensor: from operands and a recipe to merged words.
 
-Pure functions over arrays; all matrices of one call get one view. Source: design, "Maths"; reference 1.3,
+Pure functions over arrays. What the kernels' `merge` can do goes to it whole, so that sign bits stay packed; what
+is trimmed, dropped or combined in a peer's way is made window by window. Source: design, "Maths"; reference 1.3,
 1.6, 1.8.
 """
 
@@ -9,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from obm_format.kernels.contract import (
-    Combine,
-    ExactOperand,
-    Kernels,
-    Operand,
-    SignOperand,
-    ValueOperand,
-    ZeroOperand,
-)
-from obm_format.kernels.words import Float32, Words
-from obm_format.merge.recipe import Method, Recipe
-from obm_format.merge.ties import drop, trim
+import numpy as np
+
+from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.words import Float32, Words, from_float32, to_float32
+from obm_format.merge.dare import Drawn, rescaled, tensor_key
+from obm_format.merge.methods import Arithmetic, Cut, Divisor, Rescale, TrimScope, When
+from obm_format.merge.recipe import Recipe
+from obm_format.merge.ties import combine
+from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, kept_count, select
+from obm_format.merge.windows import in_view, matrix_view, row_windows, rows_of, task_vector, window_values
 from obm_format.model import DType
 
 
@@ -32,11 +31,15 @@ class Share:
         expert: its artifact id.
         weight: its factor.
         operand: its task vector for this tensor.
+        density: share of its elements to keep.
+        kept: what is kept, where that was found among all tensors; None: to be found in this one.
     """
 
     expert: str
     weight: float
     operand: Operand
+    density: float = 1.0
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +51,30 @@ class BaseMatrix:
     dtype: DType
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Thinning:
+    """How one operand becomes what is combined: choose, then rescale.
+
+    Args:
+        choice: which elements stay.
+        rescale: what they are multiplied by.
+        density: what was kept.
+        l1: sums of magnitudes before and after, for `Rescale.L1`.
+    """
+
+    choice: Kept | Drawn
+    rescale: Rescale = Rescale.NONE
+    density: float = 1.0
+    l1: tuple[float, float] = (1.0, 1.0)
+
+    def apply(self, values: Float32, start: int = 0) -> Float32:
+        """The thinned values of a piece of the tensor that begins at flat place `start`."""
+        return rescaled(self.choice.apply(values, start), self.rescale, self.density, self.l1)
+
+
+WHOLE = Thinning(choice=KEEP_ALL)
+
+
 def merge_tensor(
     base: BaseMatrix,
     routed: Operand | None,
@@ -57,82 +84,165 @@ def merge_tensor(
     kernels: Kernels,
     out: Words,
     out_dtype: DType,
+    zero_is_positive: bool = True,
 ) -> None:
     """Merge one tensor into `out` by the pinned arithmetic of `Kernels.merge`.
 
     Args:
         base: the backbone's tensor.
         routed: the task vector that is applied whole, or None.
-        shares: the experts that are combined, by ascending artifact id.
-        recipe: method, lam, density, cut, seed.
+        shares: the experts that are combined, in the order of their sum.
+        recipe: how they are thinned and combined; its weights and densities are those of the shares.
         kernels: who computes.
         out: words of as many elements as the base, C-contiguous, written.
         out_dtype: F16, BF16 or F32.
+        zero_is_positive: the elected sign where a sum is 0.
     """
-    combine = recipe.rules.combine or Combine.SUM
-    shares = [replace(share, operand=_thinned(share, base, recipe, kernels)) for share in shares]
-    if combine is not Combine.MEAN:  # a mean counts who brings nothing
-        shares = [share for share in shares if not isinstance(share.operand, ZeroOperand)]
-    operands = [share.operand for share in shares]
-    view = matrix_view([*operands, *([] if routed is None else [routed])], base.words)
-    kernels.merge(
-        base.words.reshape(view),
-        base.dtype,
-        None if routed is None else in_view(routed, view, kernels),
-        [in_view(operand, view, kernels) for operand in operands],
-        combine=combine,
-        weights=[share.weight for share in shares],
-        lam=recipe.lam if recipe.rules.combine else 0.0,
-        out=out.reshape(view),
-        out_dtype=out_dtype,
+    arithmetic = recipe.arithmetic
+    pairs = [(share, thinning(share, base, arithmetic, recipe.seed, kernels)) for share in shares]
+    if arithmetic.combine is not Combine.MEAN:  # a mean counts who brings nothing
+        pairs = [pair for pair in pairs if not _brings_nothing(*pair)]
+    job = _Job(base, routed, pairs, kernels)
+    lam = recipe.lam if arithmetic.combine else 0.0
+    target = Target(out.reshape(job.view), out_dtype, lam)
+    weights = [share.weight for share, _ in pairs]
+    known = kernel_combine(arithmetic, weights) if zero_is_positive else None
+    if known is not None and (not pairs or all(how is WHOLE for _, how in pairs)):
+        job.merge(slice(None), job.operands, known, weights, target)
+        return
+    for rows in row_windows(job.view):
+        if arithmetic.whole:
+            whole = combine(job.whole_weights(rows), weights, arithmetic)
+            target.words[rows] = from_float32(whole, out_dtype)
+        elif known is not None:
+            operands = [ValueOperand(values=values) for values in job.values(rows)]
+            job.merge(rows, operands, known, weights, target)
+        else:
+            term = combine(job.values(rows), weights, arithmetic, zero_is_positive=zero_is_positive)
+            job.merge(rows, [ValueOperand(values=term)], Combine.SUM, [1.0], target)
+
+
+def _brings_nothing(share: Share, how: Thinning) -> bool:
+    return isinstance(share.operand, ZeroOperand) or how.choice == KEEP_NONE
+
+
+def kernel_combine(arithmetic: Arithmetic, weights: Sequence[float]) -> Combine | None:
+    """What the kernels' `merge` calls this way of combining; None where it has no word for it."""
+    same = all(weight == 1 for weight in weights)
+    match arithmetic.combine:
+        case None:
+            return Combine.SUM
+        case Combine.SUM if arithmetic.divisor is Divisor.NONE:
+            return Combine.SUM
+        case Combine.MEAN if same and arithmetic.divisor is Divisor.WEIGHTS and not arithmetic.whole:
+            return Combine.MEAN
+        case Combine.TIES if (same or arithmetic.when is When.BEFORE) and (
+            arithmetic.divisor is Divisor.COUNT or (same and arithmetic.divisor is Divisor.WEIGHTS)
+        ):
+            return Combine.TIES
+        case _:
+            return None
+
+
+def thinning(share: Share, base: BaseMatrix, arithmetic: Arithmetic, seed: int, kernels: Kernels) -> Thinning:
+    """How the operand of a share is thinned; `WHOLE` at density 1, so that sign bits stay packed.
+
+    Args:
+        share: one expert's.
+        base: the backbone's tensor.
+        arithmetic: cut, count, trim scope, rescale.
+        seed: of the random choice.
+        kernels: who computes.
+    """
+    if share.density >= 1 or isinstance(share.operand, ZeroOperand):
+        return WHOLE
+    how = Thinning(
+        choice=_choice(share, base, arithmetic, seed, kernels), rescale=arithmetic.rescale, density=share.density
+    )
+    if share.density == 0 or how.choice in (KEEP_ALL, KEEP_NONE):
+        return how if how.choice != KEEP_ALL else WHOLE
+    if arithmetic.rescale is not Rescale.L1:
+        return how
+    before = after = 0.0
+    for start, values in window_values(share.operand, base.words, base.dtype, kernels):
+        before += _l1(values, kernels)
+        after += _l1(how.choice.apply(values, start), kernels)
+    return replace(how, l1=(before, after))
+
+
+def _choice(share: Share, base: BaseMatrix, arithmetic: Arithmetic, seed: int, kernels: Kernels) -> Kept | Drawn:
+    if arithmetic.cut is Cut.RANDOM:
+        return (
+            Drawn(key=tensor_key(seed, share.expert, base.name), density=share.density) if share.density else KEEP_NONE
+        )
+    if arithmetic.trim_scope is TrimScope.GLOBAL:
+        return KEEP_ALL if share.kept is None else share.kept
+    size = base.words.size
+    return select(
+        lambda: window_values(share.operand, base.words, base.dtype, kernels),
+        kept_count(share.density, size, arithmetic.count),
+        size,
+        arithmetic.cut,
     )
 
 
-def _thinned(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kernels) -> Operand:
-    """The operand after trimming or dropping; as it is at density 1, so that sign bits stay packed."""
-    if recipe.density == 1 or isinstance(share.operand, ZeroOperand):
-        return share.operand
-    values = task_vector(share.operand, base, kernels)
-    if recipe.method is Method.DARE:
-        values = drop(values, recipe.density, seed=recipe.seed, expert=share.expert, tensor=base.name)
-    else:
-        values = trim(values, recipe.density, recipe.cut)
-    return ValueOperand(values=values)
+def _l1(values: Float32, kernels: Kernels) -> float:
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return float(kernels.group_sums(flat, np.array([0, flat.size]))[0][0])
 
 
-def task_vector(operand: SignOperand | ExactOperand | ValueOperand, base: BaseMatrix, kernels: Kernels) -> Float32:
-    """The float32 values [rows, cols] of an operand (obm-1 clause 9.2)."""
-    match operand:
-        case SignOperand():
-            return kernels.sign_values(operand)
-        case ExactOperand(words=words, dtype=dtype):
-            return kernels.subtract(words, dtype, base.words.reshape(words.shape), base.dtype)
-        case ValueOperand(values=values):
-            return values
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Where merged words go: an array in the view of the job, its dtype, and the factor of what is combined."""
+
+    words: Words
+    dtype: DType
+    lam: float
 
 
-def matrix_view(operands: Sequence[Operand], base: Words) -> tuple[int, int]:
-    """(rows, cols) that one call works in: that of the first sign operand, which cannot be viewed otherwise.
+class _Job:
+    """One tensor in one view, with its operands, thinned as they are asked for."""
 
-    Without one, any view gives the same elements; rows by the first dimension keep the work in large pieces.
-    """
-    for operand in operands:
-        if isinstance(operand, SignOperand):
-            return operand.shape
-    rows = base.shape[0] if base.ndim >= 2 and base.size else 1
-    return rows, base.size // rows
+    def __init__(
+        self, base: BaseMatrix, routed: Operand | None, pairs: Sequence[tuple[Share, Thinning]], kernels: Kernels
+    ) -> None:
+        operands = [share.operand for share, _ in pairs]
+        self.view = matrix_view([*operands, *([] if routed is None else [routed])], base.words)
+        self.operands = [in_view(operand, self.view, kernels) for operand in operands]
+        self._base, self._dtype = base.words.reshape(self.view), base.dtype
+        self._routed = None if routed is None else in_view(routed, self.view, kernels)
+        self._how, self._kernels = [how for _, how in pairs], kernels
 
+    def values(self, rows: slice) -> list[Float32]:
+        """The thinned task vectors in some rows."""
+        base, start = self._base[rows], rows.start * self.view[1]
+        return [
+            how.apply(task_vector(rows_of(operand, rows), base, self._dtype, self._kernels), start)
+            for how, operand in zip(self._how, self.operands, strict=True)
+        ]
 
-def in_view(operand: Operand, view: tuple[int, int], kernels: Kernels) -> Operand:
-    """The operand as a matrix of shape `view`; sign bits packed for other rows are decoded."""
-    match operand:
-        case ZeroOperand():
-            return operand
-        case ExactOperand(words=words, dtype=dtype):
-            return ExactOperand(words=words.reshape(view), dtype=dtype)
-        case ValueOperand(values=values):
-            return ValueOperand(values=values.reshape(view))
-        case SignOperand():
-            if operand.shape == view:
-                return operand
-            return ValueOperand(values=kernels.sign_values(operand).reshape(view))
+    def whole_weights(self, rows: slice) -> list[Float32]:
+        """The float32 weights that each expert alone makes, in some rows: exact ones are the fine-tune's own."""
+        base = to_float32(self._base[rows], self._dtype)
+        return [
+            to_float32(operand.words[rows], operand.dtype)
+            if isinstance(operand, ExactOperand)
+            else np.asarray(base + task_vector(rows_of(operand, rows), self._base[rows], self._dtype, self._kernels))
+            for operand in self.operands
+        ]
+
+    def merge(
+        self, rows: slice, operands: Sequence[Operand], how: Combine, weights: Sequence[float], target: Target
+    ) -> None:
+        """Let the kernels merge some rows."""
+        self._kernels.merge(
+            self._base[rows],
+            self._dtype,
+            None if self._routed is None else rows_of(self._routed, rows),
+            operands,
+            combine=how,
+            weights=weights,
+            lam=target.lam,
+            out=target.words[rows],
+            out_dtype=target.dtype,
+        )

@@ -19,11 +19,13 @@ from obm_format.errors import BackboneMismatch, FormatError, ObmError
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
 from obm_format.kernels.words import Words, cast, first_not_finite, words_dtype
-from obm_format.merge.arithmetic import BaseMatrix, Share, in_view, matrix_view, merge_tensor
+from obm_format.merge.arithmetic import BaseMatrix, Share, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.meter import Meter
 from obm_format.merge.plan import Contribution, Step, covered_shape, plan_merge
 from obm_format.merge.recipe import Recipe
+from obm_format.merge.survey import NO_SURVEY, Survey, is_needed, survey
+from obm_format.merge.windows import in_view, matrix_view
 from obm_format.model import TensorRecord, TensorSpec
 from obm_format.taskvector import check_finite
 
@@ -76,7 +78,9 @@ class WeightStream:
         self.kernels = kernels or select_kernels(threads)
         self.meter = Meter()
         self._base = base
-        self._experts = sorted(experts, key=lambda expert: expert.id)
+        by_id = {expert.id: expert for expert in experts}
+        self._experts = [by_id[one.id] for one in self.plan.participants]
+        self._survey = NO_SURVEY
         self._measure = measure
 
     def metadata(self) -> list[TensorSpec]:
@@ -93,6 +97,7 @@ class WeightStream:
         """
         self.meter = Meter()
         self._check_unwitnessed()
+        self._survey = self._surveyed()
         with contextlib.closing(self._prepared_ahead()) as prepared_steps:
             for step, prepared in prepared_steps:
                 with self.meter.phase("merge"):
@@ -104,6 +109,19 @@ class WeightStream:
                 for spec in step.specs:
                     yield spec, words
                 self._release(step)
+
+    def _surveyed(self) -> Survey:
+        """What must be known of whole experts before the first tensor is merged."""
+        if not is_needed(self.plan):
+            return NO_SURVEY
+
+        def look(step: Step) -> tuple[Words, Sequence[Operand]]:
+            with self.meter.phase("survey"):
+                base = self._base_words(step)
+                self.meter.bytes_read += step.bytes_combined
+                return (np.empty(0, np.uint8), ()) if base is None else (base, self._operands(step, base))
+
+        return survey(self.plan, look, self.kernels)
 
     def _release(self, step: Step) -> None:
         """Give back the mapped pages that a step has used up."""
@@ -201,6 +219,7 @@ class WeightStream:
                 kernels=self.kernels,
                 out=out if rows is None else out[:rows],
                 out_dtype=step.spec.dtype,
+                zero_is_positive=self.plan.recipe.arithmetic.zero_is_positive or self._survey.zero_is_positive,
             )
         if prepared.tail is not None and step.routed is not None:
             out[rows:] = cast(prepared.tail, step.routed.spec.dtype, step.spec.dtype)
@@ -208,18 +227,20 @@ class WeightStream:
         return out
 
     def _shares(self, step: Step, prepared: _Prepared) -> list[Share]:
-        shares = [
-            Share(
-                expert=self.plan.participants[other.participant].id,
-                weight=self.plan.participants[other.participant].weight,
+        found: dict[int, Share] = {}
+        for other, operand in zip(step.others, prepared.others, strict=True):
+            one = self.plan.participants[other.participant]
+            found[other.participant] = Share(
+                expert=one.id,
+                weight=one.weight,
                 operand=operand,
+                density=one.density,
+                kept=self._survey.kept.get((other.participant, other.record.name)),
             )
-            for other, operand in zip(step.others, prepared.others, strict=True)
-        ]
-        if self.plan.recipe.rules.combine is Combine.MEAN and shares:  # a mean counts who brings nothing
-            missing = len(self._experts) - len(shares)
-            shares += [Share(expert="", weight=1.0, operand=ZeroOperand())] * missing
-        return shares
+        if self.plan.recipe.rules.combine is Combine.MEAN and found:  # a mean counts who brings nothing
+            for place, one in enumerate(self.plan.participants):
+                found.setdefault(place, Share(expert=one.id, weight=one.weight, operand=ZeroOperand()))
+        return [found[place] for place in sorted(found)]
 
     def _count(self, step: Step, prepared: _Prepared, words: Words) -> None:
         """Count moved and absorbed elements of one tensor."""

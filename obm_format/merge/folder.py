@@ -22,7 +22,8 @@ from obm_format.expert import Expert, References, open_expert
 from obm_format.kernels.contract import Kernels
 from obm_format.merge.dense import DenseFineTune, Source, is_dense, open_dense
 from obm_format.merge.execute import WeightStream
-from obm_format.merge.recipe import Method, Recipe
+from obm_format.merge.methods import Method
+from obm_format.merge.recipe import Recipe
 from obm_format.model import DType, Kind
 from obm_format.progress import Progress, silent
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PHASES = ("read", "decode", "merge", "write", "measure")
+PHASES = ("survey", "read", "decode", "merge", "write", "measure")
 _STATUS = Path("/proc/self/status")
 
 

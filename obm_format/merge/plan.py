@@ -14,8 +14,11 @@ from typing import Protocol
 
 from obm_format.errors import BackboneMismatch, UsageError
 from obm_format.layout import part_layouts
-from obm_format.merge.recipe import NO_ROUTE, Recipe, Scope
+from obm_format.merge.methods import Method, Scope
+from obm_format.merge.recipe import NO_ROUTE, SOFT_ROUTE, Recipe
 from obm_format.model import Kind, Manifest, Prefix, TensorRecord, TensorSpec
+
+SMALL_WEIGHTS = 1e-8  # a sum of weights below it cannot divide
 
 
 class Header(Protocol):
@@ -34,11 +37,21 @@ class Header(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Participant:
-    """One expert of a merge: artifact id, manifest, and its factor where it is combined with others."""
+    """One expert of a merge.
+
+    Args:
+        id: artifact id.
+        manifest: its manifest.
+        given: its place among the experts as they were given, from 1.
+        weight: its factor where it is combined with others.
+        density: share of its elements that are combined.
+    """
 
     id: str
     manifest: Manifest
+    given: int = 1
     weight: float = 1.0
+    density: float = 1.0
 
     @property
     def label(self) -> str:
@@ -67,7 +80,7 @@ class Step:
         spec: name, dtype and shape in the output.
         base: the backbone's tensor; None for added tensors.
         routed: the routed expert's record; None without a routed expert.
-        others: what is combined into it, by ascending artifact id.
+        others: what is combined into it, in the order of the participants.
         witnesses: every expert's record for the backbone tensor: the digests of those that vouch for it say
             which bytes it must have.
         copies: further output names with the same content (aliases, clause 5.8).
@@ -101,6 +114,14 @@ class Step:
         return parts + (self.base.nbytes if self.base is not None else 0)
 
     @property
+    def bytes_combined(self) -> int:
+        """Bytes of backbone and experts that one look at what is combined into it reads."""
+        if self.base is None or not self.others:
+            return 0
+        parts = sum(layout.nbytes for other in self.others for layout in part_layouts(other.record))
+        return parts + self.base.nbytes
+
+    @property
     def peak_nbytes(self) -> int:
         """Upper estimate of its private memory: the output, and a float32 array per operand."""
         return self.spec.nbytes + 4 * self.spec.numel * (1 + len(self.others))
@@ -112,7 +133,7 @@ class MergePlan:
 
     Args:
         recipe: as asked for.
-        participants: the experts by ascending artifact id.
+        participants: the experts by ascending artifact id; where a peer's results are wanted, as they were given.
         routed: place of the routed expert among them, or None.
         steps: sorted by output name.
         left_out: (artifact id, tensor name) of task vectors that cannot be combined: another shape, no float
@@ -127,7 +148,9 @@ class MergePlan:
 
     @property
     def route(self) -> str | None:
-        """Task name or artifact id of the routed expert."""
+        """Task name or artifact id of the routed expert; "soft" where all count by their weights."""
+        if self.recipe.route == SOFT_ROUTE:
+            return SOFT_ROUTE
         return None if self.routed is None else self.participants[self.routed].label
 
     @property
@@ -140,8 +163,9 @@ class MergePlan:
             self.recipe,
             backbone=self.fingerprint or None,
             experts=tuple(one.id for one in self.participants),
-            route=None if self.routed is None else self.participants[self.routed].id,
+            route=self.participants[self.routed].id if self.routed is not None else self.route,
             weight={one.id: one.weight for one in self.participants if one.weight != 1},
+            densities={one.id: one.density for one in self.participants if one.density != self.recipe.density},
         ).digest
 
     @property
@@ -291,12 +315,12 @@ def output_name(name: str, prefix: Prefix | None) -> str:
 
 
 def find_expert(name: str, participants: Sequence[Participant], field: str) -> int:
-    """The place of the expert called `name`, by task or artifact id.
+    """The place of the expert called `name`, by task, artifact id, or `#N` for the N-th that was given.
 
     Raises:
         UsageError: `bad_recipe`, naming the nearest.
     """
-    found = [place for place, one in enumerate(participants) if name in (one.manifest.task, one.id)]
+    found = [place for place, one in enumerate(participants) if name in (one.manifest.task, one.id, f"#{one.given}")]
     if len(found) == 1:
         return found[0]
     if found:
@@ -314,8 +338,13 @@ def find_expert(name: str, participants: Sequence[Participant], field: str) -> i
 def _participants(experts: Sequence[Header], recipe: Recipe) -> tuple[Participant, ...]:
     if not experts:
         raise UsageError("usage", "a merge needs at least one expert")
-    found = [Participant(id=one.id, manifest=one.manifest) for one in sorted(experts, key=lambda one: one.id)]
-    for before, after in itertools.pairwise(found):
+    found = [
+        Participant(id=one.id, manifest=one.manifest, given=place, weight=recipe.own_weight, density=recipe.density)
+        for place, one in enumerate(experts, 1)
+    ]
+    if not recipe.arithmetic.as_given:
+        found.sort(key=lambda one: one.id)
+    for before, after in itertools.pairwise(sorted(found, key=lambda one: one.id)):
         if before.id == after.id:
             raise UsageError("usage", "an expert is given twice", where=after.label, got=after.id)
     first = next((one for one in found if one.vouches), found[0])
@@ -333,10 +362,26 @@ def _participants(experts: Sequence[Header], recipe: Recipe) -> tuple[Participan
     for name, weight in recipe.weight.items():
         place = find_expert(name, found, "weight")
         found[place] = replace(found[place], weight=weight)
+    for name, density in recipe.densities.items():
+        place = find_expert(name, found, "densities")
+        found[place] = replace(found[place], density=density)
+    _check_weights(found, recipe)
     return tuple(found)
 
 
+def _check_weights(participants: Sequence[Participant], recipe: Recipe) -> None:
+    if recipe.method is Method.AVERAGE and recipe.normalize is not False:
+        total = sum(one.weight for one in participants)
+        if abs(total) < SMALL_WEIGHTS:
+            raise UsageError("bad_recipe", "the weights of an average sum to 0", where="weight", got=total)
+    if recipe.route == SOFT_ROUTE and not recipe.weight:
+        hint = "give weights, or a router and a text (--router R --input TEXT)"
+        raise UsageError("route_needed", "route soft needs the weights of the experts", hint=hint)
+
+
 def _routed(participants: Sequence[Participant], recipe: Recipe) -> int | None:
+    if recipe.route == SOFT_ROUTE:
+        return None
     if not recipe.rules.routes and recipe.route is not None:
         raise UsageError("bad_recipe", f"method {recipe.method.value} has no route", where="route", got=recipe.route)
     if not recipe.rules.routes or recipe.route == NO_ROUTE:

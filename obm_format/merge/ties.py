@@ -1,99 +1,89 @@
-"""Trimming and dropping: which elements of a task vector a density keeps.
+"""Combining: from weighted task vectors to one, by sum, weighted mean, or elected mean (TIES).
 
-Both depend on values, names and flat places alone, never on chunks, threads or the order of tensors.
-Source: reference 1.5 to 1.8 (TIES, DARE), cases T1 to T12 and D1.
+float32 throughout, each operation rounded once, sums in the order of the arguments. For what the kernels' own
+`merge` does as well, it is the slow twin. Source: reference 1.5 to 1.8, cases T1 to T15.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from fractions import Fraction
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from obm_format.kernels.contract import Combine
 from obm_format.kernels.words import Float32
-from obm_format.merge.recipe import Cut
+from obm_format.merge.methods import Arithmetic, Divisor, When
 
-_BLOCK = 1 << 18  # elements whose random numbers are made together
+SMALL = 1e-8  # sums of weights below it do not divide
 
 
-def trim(values: Float32, density: float, cut: Cut) -> Float32:
-    """Keep the elements of largest magnitude of one tensor, and set the others to 0.
-
-    `inclusive`: all whose magnitude is at least that of rank ceil(density * n), so equal ones stay or go
-    together.
-    `exact`: floor(density * n) of them; of equal ones those with the lower flat index. Both counts are those
-    of the density as it is written: 0.07 of 100 elements are 7.
+def combine(
+    values: Sequence[Float32], weights: Sequence[float], arithmetic: Arithmetic, *, zero_is_positive: bool = True
+) -> Float32:
+    """T of some task vectors.
 
     Args:
-        values: float32, finite, any shape.
-        density: in (0, 1].
-        cut: inclusive or exact.
+        values: float32 arrays of one shape, at least one, trimmed already.
+        weights: one number for each, rounded to float32.
+        arithmetic: combine, when, divisor.
+        zero_is_positive: the elected sign where the sum is 0.
 
     Returns:
-        a new array of the same shape; `values` itself when all are kept.
-
-    Source: reference 1.7.
+        float32 array of that shape.
     """
-    share = Fraction(repr(float(density)))
-    kept = math.ceil(share * values.size) if cut is Cut.INCLUSIVE else math.floor(share * values.size)
-    if kept >= values.size:
-        return values
-    if kept == 0:
-        return np.zeros_like(values)
-    magnitude = np.abs(values).reshape(-1)
-    threshold = np.partition(magnitude, values.size - kept)[values.size - kept]
-    keep = magnitude >= threshold if cut is Cut.INCLUSIVE else _first_largest(magnitude, threshold, kept)
-    return np.where(keep.reshape(values.shape), values, np.float32(0))
+    factors = [np.float32(weight) for weight in weights]
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = [factor * value for factor, value in zip(factors, values, strict=True)]
+        if arithmetic.combine is Combine.TIES:
+            votes = values if arithmetic.when is When.AFTER else scaled
+            agrees = agreeing(votes, zero_is_positive=zero_is_positive)
+            return _elected_mean(scaled, factors, agrees, arithmetic.divisor)
+        total = added(scaled)
+        if arithmetic.divisor is Divisor.NONE:
+            return total
+        divisor = added([np.asarray(factor) for factor in factors])
+        return np.asarray(total if abs(divisor) < SMALL else total / divisor)
 
 
-def _first_largest(magnitude: Float32, threshold: np.float32, kept: int) -> npt.NDArray[np.bool_]:
-    keep = magnitude > threshold
-    equal = np.flatnonzero(magnitude == threshold)
-    keep[equal[: kept - int(np.count_nonzero(keep))]] = True
-    return keep
+def added(values: Sequence[Float32]) -> Float32:
+    """The float32 sum of arrays in their order."""
+    total = values[0]
+    for value in values[1:]:
+        total = np.asarray(total + value)
+    return total
 
 
-def drop(values: Float32, density: float, *, seed: int, expert: str, tensor: str) -> Float32:
-    """Keep each element with probability `density`, divided by it, and set the others to 0 (DARE).
-
-    Element i is kept where the top 53 bits of splitmix64(key + (i + 1) * 0x9E3779B97F4A7C15) are below
-    density * 2^53; the key is the first 8 bytes, little-endian, of the SHA-256 of seed, artifact id and
-    tensor name, each ended by LF.
+def agreeing(votes: Sequence[Float32], *, zero_is_positive: bool = True) -> list[npt.NDArray[np.bool_]]:
+    """For each task vector where it is not 0 and has the elected sign: that of the sum of all.
 
     Args:
-        values: float32, any shape.
-        density: in (0, 1].
-        seed: 0 to 2^64-1.
-        expert: artifact id: every expert has a mask of its own.
-        tensor: the tensor's name in the backbone.
-
-    Returns:
-        a new array of the same shape; `values` itself at density 1.
-
-    Source: reference 1.8, without mergekit's L1 matching: the survivors are v / density in float32.
+        votes: float32 arrays of one shape.
+        zero_is_positive: the sign of a sum of 0.
     """
-    if density == 1:
-        return values
-    digest = hashlib.sha256(f"{seed}\n{expert}\n{tensor}\n".encode()).digest()
-    key = int.from_bytes(digest[:8], "little")
-    limit = np.uint64(int(Fraction(density) * (1 << 53)))
-    flat = values.reshape(-1)
-    out = np.zeros_like(flat)
-    for start in range(0, flat.size, _BLOCK):
-        block = slice(start, min(start + _BLOCK, flat.size))
-        keep = _random_bits(key, block) < limit
-        out[block][keep] = flat[block][keep] / np.float32(density)
-    return out.reshape(values.shape)
+    total = added(votes)
+    positive = total >= 0 if zero_is_positive else total > 0
+    return [np.where(positive, vote > 0, vote < 0) for vote in votes]
 
 
-def _random_bits(key: int, places: slice) -> npt.NDArray[np.uint64]:
-    """53 random bits for each flat place: splitmix64, as a function of the place."""
-    z = np.arange(places.start + 1, places.stop + 1, dtype=np.uint64)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11))
+def election_balance(votes: Sequence[Float32]) -> int:
+    """Elements whose sum is positive, less those whose sum is negative."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = added(votes)
+    return int(np.count_nonzero(total > 0)) - int(np.count_nonzero(total < 0))
+
+
+def _elected_mean(
+    scaled: Sequence[Float32],
+    factors: Sequence[np.float32],
+    agrees: Sequence[npt.NDArray[np.bool_]],
+    divisor: Divisor,
+) -> Float32:
+    total = np.zeros_like(scaled[0])
+    count = np.zeros_like(scaled[0])
+    for value, factor, mine in zip(scaled, factors, agrees, strict=True):
+        total = np.where(mine, total + value, total)
+        count += mine if divisor is Divisor.COUNT else np.where(mine, factor, np.float32(0))
+    if divisor is Divisor.NONE:
+        return total
+    return np.asarray(total / np.where(count == 0, np.float32(1), count))

@@ -17,6 +17,7 @@ from obm_format.checkpoint import open_checkpoint
 from obm_format.errors import BackboneMismatch, UsageError
 from obm_format.expert import Expert, open_expert
 from obm_format.kernels.words import Float32, to_float32
+from obm_format.merge.recipe import NO_ROUTE
 from obm_format.model import BackboneId, DType, Kind
 from obm_format.route.features import FeatureModel
 
@@ -42,6 +43,11 @@ class Decision:
 
     route: str
     probabilities: dict[str, float]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The factors of experts under soft routing: the probabilities, but for the route of nobody."""
+        return {name: p for name, p in self.probabilities.items() if name != NO_ROUTE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from thinning import drop, trim
 from tiny_experts import (
     KERNELS,
     MATRIX,
@@ -34,9 +35,8 @@ from obm_format.expert import Expert, ExpertWriter, open_expert
 from obm_format.kernels import select_kernels
 from obm_format.kernels.words import from_float32, to_float32
 from obm_format.merge import Recipe, WeightStream, materialize, parse_recipe, plan_merge
+from obm_format.merge.methods import Cut
 from obm_format.merge.plan import Participant
-from obm_format.merge.recipe import Cut
-from obm_format.merge.ties import drop, trim
 from obm_format.model import DType, Mode, Prefix, TensorSpec, ZeroParams
 
 LINEAR = ("l.attn.weight", "l.mlp.weight")

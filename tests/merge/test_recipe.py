@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from obm_format.errors import UsageError
-from obm_format.merge.recipe import Cut, Method, Recipe, Scope, decimal_text, parse_recipe, read_recipe
+from obm_format.kernels.contract import Combine
+from obm_format.merge.methods import Cut, Method, Scope
+from obm_format.merge.recipe import Recipe, decimal_text, parse_recipe, read_recipe
 from obm_format.model import DType
 
 
@@ -19,6 +21,8 @@ from obm_format.model import DType
         ("ties", 1.0, Scope.ALL, 1.0),
         ("task-arithmetic", 0.4, Scope.ALL, 1.0),
         ("dare", 0.4, Scope.ALL, 0.8),
+        ("dare-linear", 0.4, Scope.ALL, 0.8),
+        ("dare-ties", 1.0, Scope.ALL, 0.8),
         ("average", 1.0, Scope.ALL, 1.0),
     ],
 )
@@ -61,19 +65,33 @@ def test_parse_all_fields_are_taken() -> None:
         ({"lam": float("nan")}, "lambda"),
         ({"lam": float("inf")}, "lambda"),
         ({"lam": True}, "lambda"),
-        ({"method": "ties", "density": 0}, "density"),
+        ({"method": "ties", "density": -0.1}, "density"),
         ({"method": "ties", "density": 1.01}, "density"),
-        ({"method": "ties", "cut": "random"}, "cut"),
+        ({"method": "ties", "densities": {"a": 2}}, "density of a"),
+        ({"method": "ties", "densities": 2}, "densities"),
         ({"method": "ties", "cut": "sharp"}, "cut"),
-        ({"method": "ties", "trim_scope": "global"}, "trim_scope"),
+        ({"method": "ties", "cut": "matrix"}, "cut"),
         ({"method": "ties", "trim_scope": "layer"}, "trim_scope"),
-        ({"method": "ties", "weights": "after"}, "weights"),
-        ({"method": "ties", "compat": "mergekit"}, "compat"),
+        ({"method": "ties", "weights": "never"}, "weights"),
+        ({"method": "ties", "compat": "numpy"}, "compat"),
+        ({"method": "ties", "compat": "peft", "cut": "inclusive"}, "cut"),
+        ({"method": "ties", "compat": "official", "trim_scope": "tensor"}, "trim_scope"),
+        ({"method": "ties", "compat": "mergekit", "weights": "after"}, "weights"),
+        ({"method": "ties", "compat": "peft", "rescale": "l1"}, "rescale"),
+        ({"method": "ties", "compat": "official", "weight": {"a": 2}}, "weight"),
+        ({"method": "average", "compat": "peft"}, "compat"),
+        ({"method": "dare-ties", "compat": "official"}, "compat"),
+        ({"method": "ties", "normalize": True}, "normalize"),
+        ({"method": "ties", "compat": "peft", "normalize": True}, "normalize"),
+        ({"method": "ties", "compat": "mergekit", "normalize": "yes"}, "normalize"),
+        ({"method": "ties", "rescale": "density"}, "rescale"),
+        ({"method": "task-arithmetic", "cut": "exact"}, "cut"),
+        ({"method": "1bit-merging", "route": "soft"}, "route"),
+        ({"route": "soft", "lam": 0.5}, "lambda"),
         ({"method": "ties", "route": "math"}, "route"),
         ({"method": "ties", "seed": 3}, "seed"),
         ({"method": "dare", "seed": -1}, "seed"),
         ({"method": "dare", "cut": "exact"}, "cut"),
-        ({"method": "average", "weight": {"a": 1}}, "weight"),
         ({"method": "routing", "lam": 0.1}, "lambda"),
         ({"method": "routing", "scope": "all"}, "scope"),
         ({"method": "task-arithmetic", "density": 0.5}, "density"),
@@ -88,6 +106,50 @@ def test_parse_bad_recipe_refused(content: dict[str, object], where: str) -> Non
     with pytest.raises(UsageError) as caught:
         parse_recipe(content)
     assert (caught.value.reason, caught.value.where) == ("bad_recipe", where)
+
+
+def test_parse_soft_route_is_routing_by_weights() -> None:
+    recipe = parse_recipe({"route": "soft", "weight": {"a": 0.25, "b": 0.75}})
+    assert (recipe.method, recipe.own_weight) == (Method.ROUTING, 0.0)
+    assert recipe.arithmetic.combine is Combine.SUM
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({}, ("inclusive", "tensor", "up", "before", "count", "none")),
+        ({"cut": "exact"}, ("exact", "tensor", "down", "before", "count", "none")),
+        ({"cut": "random"}, ("random", "tensor", "up", "before", "count", "density")),
+        ({"cut": "matrix", "trim_scope": "global"}, ("matrix", "global", "up", "before", "count", "none")),
+        ({"weights": "after", "rescale": "l1"}, ("inclusive", "tensor", "up", "after", "count", "l1")),
+        ({"compat": "official"}, ("inclusive", "global", "one-more", "before", "count", "none")),
+        ({"compat": "mergekit"}, ("exact", "tensor", "at-least-one", "before", "weights", "none")),
+        ({"compat": "mergekit", "normalize": False}, ("exact", "tensor", "at-least-one", "before", "none", "none")),
+        ({"compat": "mergekit", "rescale": "l1"}, ("exact", "tensor", "at-least-one", "before", "weights", "l1")),
+        ({"compat": "peft"}, ("exact", "tensor", "float-down", "after", "count", "none")),
+        ({"method": "dare-ties"}, ("random", "tensor", "up", "before", "count", "density")),
+        ({"method": "dare-ties", "compat": "mergekit"}, ("random", "tensor", "up", "before", "none", "l1")),
+        ({"method": "dare-ties", "compat": "peft"}, ("random", "tensor", "up", "after", "count", "density")),
+        ({"method": "average"}, ("inclusive", "tensor", "up", "before", "weights", "none")),
+    ],
+)
+def test_arithmetic_of_ties_like_methods(content: dict[str, object], wanted: tuple[str, ...]) -> None:
+    found = parse_recipe({"method": "ties", **content}).arithmetic
+    parts = (found.cut, found.trim_scope, found.count, found.when, found.divisor, found.rescale)
+    assert tuple(part.value for part in parts) == wanted
+
+
+def test_options_that_are_not_the_least_choice_are_in_the_digest() -> None:
+    plain = parse_recipe({"method": "ties"})
+    for option in (
+        {"trim_scope": "global"},
+        {"weights": "after"},
+        {"compat": "mergekit"},
+        {"rescale": "l1"},
+        {"densities": {"a": 0.5}},
+        {"cut": "random"},
+    ):
+        assert parse_recipe({"method": "ties", **option}).digest != plain.digest, option
 
 
 def test_parse_routing_with_lam_zero_is_routing() -> None:
@@ -139,6 +201,9 @@ def test_read_yaml_and_json_give_the_same_recipe(tmp_path: Path, name: str) -> N
         "[1, 2]",
         "method: [",
         "a: &a [*a]\n",
+        "method: &x ties\n",
+        "<<: {method: ties}\n",
+        "weight: " + "[" * 20 + "]" * 20,
         "!!python/object:os.system x",
         "",
         "1: 2",

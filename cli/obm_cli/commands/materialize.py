@@ -32,23 +32,39 @@ if TYPE_CHECKING:
     "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
     help="The base vector that rtvq experts refer to [default: looked for beside them]; repeatable.",
 )  # fmt: skip
-@click.option("--route", metavar="NAME", help="The expert to apply whole: its task or id; `none` for nobody.")
+@click.option(
+    "--route", metavar="NAME",
+    help="The expert to apply whole: its task or id; `none` for nobody, `soft` for all by weight.",
+)  # fmt: skip
 @click.option("--router", metavar="R", help="Let this router choose, by the text of --input.")
 @click.option("--input", "text", metavar="TEXT", help="The text that --router looks at.")
 @click.option(
     "--method",
     metavar="METHOD",
-    help="1bit-merging [default], routing, ties, task-arithmetic, dare, average.",
+    help="1bit-merging [default], routing, ties, task-arithmetic, dare, dare-ties, average.",
 )
 @click.option("--lam", type=float, metavar="F", help="Factor of the merged others [default: by method].")
 @click.option("--scope", metavar="SCOPE", help="What others contribute: compressed or all [default: by method].")
-@click.option("--density", type=float, metavar="F", help="Share of elements to keep, above 0, at most 1.")
-@click.option("--weight", "weights", metavar="X=F", multiple=True, help="Factor of one expert; repeatable.")
-@click.option("--trim-scope", metavar="SCOPE", help="Where density counts: tensor.")
-@click.option("--cut", metavar="CUT", help="Where magnitudes are equal: inclusive or exact.")
-@click.option("--weights", "weights_when", metavar="WHEN", help="Weights before or after the election: before.")
-@click.option("--compat", metavar="PEER", help="Reproduce a peer's arithmetic (not built yet).")
-@click.option("--seed", type=int, metavar="N", help="Seed of dare.")
+@click.option(
+    "--density",
+    "densities",
+    metavar="F|X=F",
+    multiple=True,
+    help="Share of elements to keep, 0 to 1, of all experts or of one; repeatable.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    metavar="X=F",
+    multiple=True,
+    help="Factor of one expert (task, id, or #N for the N-th), may be negative; repeatable.",
+)
+@click.option("--trim-scope", metavar="SCOPE", help="Where density ranks magnitudes: tensor [default] or global.")
+@click.option("--cut", metavar="CUT", help="What density keeps: inclusive [default], exact, random or matrix.")
+@click.option("--weights", "weights_when", metavar="WHEN", help="Weights before [default] or after the election.")
+@click.option("--rescale", metavar="HOW", help="What kept elements are multiplied by: none, density or l1.")
+@click.option("--compat", metavar="PEER", help="Reproduce the results of official, mergekit or peft.")
+@click.option("--seed", type=int, metavar="N", help="Seed of dare, dare-ties and random cuts.")
 @click.option("--dtype", metavar="DTYPE", help="F32, F16 or BF16 for all floating tensors [default: each its own].")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads to use [default: all].")
 @click.option("--report", metavar="F.json", type=click.Path(), help="Also write the report to a file.")
@@ -84,6 +100,8 @@ def command(
     """  # noqa: D301 - \b is click's
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o'.")
+    from obm_format.merge.recipe import SOFT_ROUTE
+
     chosen = _recipe(recipe, base, experts, route, options)
     backbone = chosen.backbone
     if backbone is None or not chosen.experts:
@@ -91,7 +109,7 @@ def command(
     paths = [expert_path(name, registry) for name in chosen.experts]
     if (router is None) != (text is None):
         raise click.UsageError("--router and --input go together.")
-    if route is not None and router is not None:
+    if route not in (None, SOFT_ROUTE) and router is not None:
         output.note(f"--route {route} goes before --router")
     elif router is not None and text is not None:
         chosen = _routed_by(chosen, expert_path(router, registry), text)
@@ -113,9 +131,9 @@ def _recipe(
     path: str | None, base: str | None, experts: tuple[str, ...], route: str | None, options: dict[str, Any]
 ) -> Recipe:
     """The recipe that file and flags make together; a flag wins over the file."""
-    from obm_format.merge.recipe import parse_recipe, read_mapping
+    from obm_format.merge.recipe import parse_recipe, read_fields
 
-    fields: dict[str, Any] = dict(read_mapping(Path(path))) if path is not None else {}
+    fields: dict[str, Any] = dict(read_fields(Path(path))) if path is not None else {}
     flags = {
         "backbone": base,
         "experts": list(experts) or None,
@@ -123,11 +141,12 @@ def _recipe(
         "method": options["method"],
         "lambda": options["lam"],
         "scope": options["scope"],
-        "density": options["density"],
-        "weight": _weights(options["weights"]) or None,
+        **_densities(options["densities"]),
+        "weight": _weights(options["weights"], "--weight") or None,
         "trim_scope": options["trim_scope"],
         "cut": options["cut"],
         "weights": options["weights_when"],
+        "rescale": options["rescale"],
         "compat": options["compat"],
         "seed": options["seed"],
         "dtype": options["dtype"],
@@ -137,14 +156,23 @@ def _recipe(
     return parse_recipe({**fields, **{name: value for name, value in flags.items() if value is not None}})
 
 
-def _weights(pairs: tuple[str, ...]) -> dict[str, str]:
+def _weights(pairs: tuple[str, ...], flag: str) -> dict[str, str]:
     weights = {}
     for pair in pairs:
         name, equals, value = pair.rpartition("=")
         if not equals or not name:
-            raise UsageError("usage", "a weight is NAME=NUMBER", where="--weight", got=pair)
+            raise UsageError("usage", "a number of one expert is NAME=NUMBER", where=flag, got=pair)
         weights[name] = value
     return weights
+
+
+def _densities(values: tuple[str, ...]) -> dict[str, Any]:
+    """The density of all, and those of single experts."""
+    plain = [value for value in values if "=" not in value]
+    if len(plain) > 1:
+        raise UsageError("usage", "the density of all experts is given twice", where="--density", got=plain[1])
+    single = _weights(tuple(value for value in values if "=" in value), "--density")
+    return {"density": plain[0] if plain else None, "densities": single or None}
 
 
 def _check_report(report: str | None, out: str) -> None:
@@ -157,9 +185,17 @@ def _check_report(report: str | None, out: str) -> None:
 
 
 def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:
+    """The recipe with what a router says: the most probable expert, or for route soft the weights of all."""
+    from obm_format.merge.recipe import SOFT_ROUTE
     from obm_format.route import load_router
 
+    if recipe.weight and recipe.route == SOFT_ROUTE:
+        output.note("the recipe's weights go before --router")
+        return recipe
     (decision,) = load_router(router).route([text], str(recipe.backbone))
+    if recipe.route == SOFT_ROUTE:
+        output.note("router: " + ", ".join(f"{name} {p:.3f}" for name, p in decision.probabilities.items()))
+        return dataclasses.replace(recipe, weight=decision.weights)
     output.note(f"router: {decision.route} ({decision.probabilities[decision.route]:.3f})")
     return dataclasses.replace(recipe, route=decision.route)
 

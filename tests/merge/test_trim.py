@@ -1,4 +1,4 @@
-"""Trimming and dropping: the numeric cases of the reference, and what they do not depend on."""
+"""Trimming: the numeric cases of the reference, the largest by brute force, and no dependence on windows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from thinning import trim
 
-from obm_format.merge import ties
-from obm_format.merge.recipe import Cut
-from obm_format.merge.ties import drop, trim
+from obm_format.merge.methods import Count, Cut
+from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, kept_count, select
 
 
 def floats(*values: float) -> np.ndarray:
@@ -53,13 +53,14 @@ def test_trim_density_counts_as_written() -> None:
 
 def test_trim_density_one_keeps_all() -> None:
     values = floats(0, -1, 2)
-    assert trim(values, 1.0, Cut.EXACT) is values
+    assert trim(values, 1.0, Cut.EXACT).tolist() == [0, -1, 2]
+    assert select(lambda: [(0, values)], 3, 3, Cut.EXACT) == KEEP_ALL
 
 
 @given(
     arrays.arrays(np.float32, st.integers(1, 40), elements=st.integers(-4, 4).map(float)),
     st.integers(1, 99),
-    st.sampled_from(Cut),
+    st.sampled_from([Cut.EXACT, Cut.INCLUSIVE]),
 )
 def test_trim_keeps_the_largest(values: np.ndarray, percent: int, cut: Cut) -> None:
     kept = trim(values, percent / 100, cut) != 0
@@ -72,40 +73,43 @@ def test_trim_keeps_the_largest(values: np.ndarray, percent: int, cut: Cut) -> N
     assert set(np.flatnonzero(kept)) == {i for i in wanted if values[i]}
 
 
-def test_drop_d1_values_and_share() -> None:
-    values = np.where(np.arange(100_000) % 2 == 0, 0.5, -0.5).astype(np.float32)
-    out = drop(values, 0.25, seed=1, expert="e", tensor="t")
-    assert set(np.unique(out).tolist()) == {-2.0, 0.0, 2.0}
-    kept = np.count_nonzero(out)
-    assert abs(kept - 25_000) < 5 * np.sqrt(100_000 * 0.25 * 0.75)
-    assert np.array_equal(np.sign(out[out != 0]), np.sign(values[out != 0]))
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [
+        # of 100 elements at 0.29 (float64 product 28.999999999999996), of 4 at 0.2, of 5 at 0
+        (Count.UP, [29, 1, 0]),
+        (Count.DOWN, [29, 0, 0]),
+        (Count.FLOAT_DOWN, [28, 0, 0]),
+        (Count.AT_LEAST_ONE, [28, 1, 0]),
+        (Count.ONE_MORE, [29, 1, 1]),
+    ],
+)
+def test_kept_count_rounds_as_it_is_told(count: Count, wanted: list[int]) -> None:
+    assert [kept_count(0.29, 100, count), kept_count(0.2, 4, count), kept_count(0, 5, count)] == wanted
+    assert kept_count(1.0, 7, count) == 7
 
 
-def test_drop_depends_on_seed_expert_and_tensor_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100)
-    out = drop(values, 0.5, seed=7, expert="e", tensor="t")
-    monkeypatch.setattr(ties, "_BLOCK", 333)
-    assert np.array_equal(out, drop(values, 0.5, seed=7, expert="e", tensor="t"))
-    for other in ({"seed": 8}, {"expert": "f"}, {"tensor": "u"}):
-        assert not np.array_equal(out, drop(values, 0.5, **{"seed": 7, "expert": "e", "tensor": "t", **other}))
+@given(
+    arrays.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, 3e38, 1.5])),
+    st.integers(0, 100),
+    st.sampled_from([Cut.EXACT, Cut.INCLUSIVE]),
+    st.integers(1, 61),
+)
+def test_trim_does_not_depend_on_windows(values: np.ndarray, percent: int, cut: Cut, window: int) -> None:
+    whole = trim(values, percent / 100, cut)
+    assert np.array_equal(trim(values, percent / 100, cut, window=window).view(np.uint32), whole.view(np.uint32))
 
 
-def test_drop_is_the_documented_splitmix() -> None:
-    import hashlib
-
-    key = int.from_bytes(hashlib.sha256(b"3\ne\nt\n").digest()[:8], "little")
-    mask = 2**64 - 1
-
-    def bits(i: int) -> int:
-        z = (key + (i + 1) * 0x9E3779B97F4A7C15) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return (z ^ (z >> 31)) >> 11
-
-    out = drop(np.ones(64, np.float32), 0.5, seed=3, expert="e", tensor="t")
-    assert [value != 0 for value in out.tolist()] == [bits(i) < 2**52 for i in range(64)]
+def test_select_finds_neighbouring_floats_apart() -> None:
+    values = np.arange(0x3F80_0000, 0x3F80_0000 + 50, dtype=np.uint32).view(np.float32)
+    kept = select(lambda: [(0, values)], 20, 50, Cut.EXACT)
+    assert np.flatnonzero(kept.apply(values)).tolist() == list(range(30, 50))
 
 
-def test_drop_density_one_keeps_all() -> None:
-    values = floats(1, 2)
-    assert drop(values, 1.0, seed=0, expert="e", tensor="t") is values
+def test_kept_ends_equal_magnitudes_at_a_flat_place() -> None:
+    values = floats(2, -2, 3, 2, 1)
+    assert Kept(2.0, 1).apply(values).tolist() == [2, -2, 3, 0, 0]
+    assert Kept(2.0, 11).apply(values, 10).tolist() == [2, -2, 3, 0, 0]
+    assert Kept(2.0, 9).apply(values, 10).tolist() == [0, 0, 3, 0, 0]
+    assert KEEP_ALL.apply(values) is values
+    assert not KEEP_NONE.apply(values).any()

@@ -1,0 +1,96 @@
+"""A matrix in windows of whole rows, so that float32 task vectors never exist for a whole tensor.
+
+Results never depend on where the windows are cut. Source: obm-1 clauses 6.1 and 9.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from obm_format.kernels.contract import ExactOperand, Kernels, Operand, SignOperand, ValueOperand, ZeroOperand
+from obm_format.kernels.words import Float32, Words
+from obm_format.model import DType
+
+WINDOW = 1 << 20  # elements of a window, at least one row
+
+
+def row_windows(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of each window of a matrix, in order."""
+    rows, cols = shape
+    step = max(1, WINDOW // max(1, cols))
+    return (slice(start, min(rows, start + step)) for start in range(0, rows if cols else 0, step))
+
+
+def matrix_view(operands: Sequence[Operand], base: Words) -> tuple[int, int]:
+    """(rows, cols) that one call works in: that of the first sign operand, which cannot be viewed otherwise.
+
+    Without one, any view gives the same elements: that of the first dimension, or rows of a window for vectors.
+    """
+    for operand in operands:
+        if isinstance(operand, SignOperand):
+            return operand.shape
+    rows = base.shape[0] if base.ndim >= 2 and base.size else 1
+    return rows, base.size // rows
+
+
+def in_view(operand: Operand, view: tuple[int, int], kernels: Kernels) -> Operand:
+    """The operand as a matrix of shape `view`; sign bits packed for other rows are decoded."""
+    match operand:
+        case ZeroOperand():
+            return operand
+        case ExactOperand(words=words, dtype=dtype):
+            return ExactOperand(words=words.reshape(view), dtype=dtype)
+        case ValueOperand(values=values):
+            return ValueOperand(values=values.reshape(view))
+        case SignOperand():
+            if operand.shape == view:
+                return operand
+            return ValueOperand(values=kernels.sign_values(operand).reshape(view))
+
+
+def rows_of(operand: Operand, rows: slice) -> Operand:
+    """The operand in some rows of its matrix."""
+    match operand:
+        case ZeroOperand():
+            return operand
+        case ExactOperand(words=words, dtype=dtype):
+            return ExactOperand(words=words[rows], dtype=dtype)
+        case ValueOperand(values=values):
+            return ValueOperand(values=values[rows])
+        case SignOperand():
+            return SignOperand(
+                bits=tuple(bits[rows] for bits in operand.bits),
+                alphas=tuple(alphas[rows] for alphas in operand.alphas),
+                group=operand.group,
+                cols=operand.cols,
+            )
+
+
+def task_vector(operand: Operand, base: Words, base_dtype: DType, kernels: Kernels) -> Float32:
+    """The float32 values of an operand against the backbone's words of the same rows (obm-1 clause 9.2)."""
+    match operand:
+        case SignOperand():
+            return kernels.sign_values(operand)
+        case ExactOperand(words=words, dtype=dtype):
+            return kernels.subtract(words, dtype, base.reshape(words.shape), base_dtype)
+        case ValueOperand(values=values):
+            return values
+        case ZeroOperand():
+            return np.zeros(base.shape, np.float32)
+
+
+def window_values(operand: Operand, base: Words, base_dtype: DType, kernels: Kernels) -> Iterator[tuple[int, Float32]]:
+    """The values of an operand, window by window: (flat place of the first, values).
+
+    Args:
+        operand: in any view.
+        base: the backbone's words, of as many elements.
+        base_dtype: their dtype.
+        kernels: who computes.
+    """
+    view = matrix_view([operand], base)
+    operand, matrix = in_view(operand, view, kernels), base.reshape(view)
+    for rows in row_windows(view):
+        yield rows.start * view[1], task_vector(rows_of(operand, rows), matrix[rows], base_dtype, kernels)

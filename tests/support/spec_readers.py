@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import minimal_reader
-import minimal_text
 
 from obm_format.checkpoint import open_checkpoint
 from obm_format.errors import ObmError, UsageError
@@ -34,7 +33,7 @@ def read_minimal(file: Path, base: Path | None, refs: list[Path]) -> dict[str, A
         if base is not None:
             stage = "base"
             report = minimal_reader.read(str(file), str(base), *map(str, refs))
-    except minimal_text.Refused as refused:
+    except minimal_reader.Refused as refused:
         raise Refusal(str(refused), stage) from refused
     return report
 

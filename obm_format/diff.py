@@ -6,9 +6,8 @@ Source: obm-1 clauses 5 and 7.
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,14 @@ from obm_format.codecs.base import Span
 from obm_format.container.manifest import manifest_object
 from obm_format.container.reader import Container
 from obm_format.container.records import record_object
+from obm_format.container.sources import Source, open_source
 from obm_format.errors import FormatError
 from obm_format.expert.parts import RecordParts
 from obm_format.layout import columns, packed_row_nbytes, part_layouts
 from obm_format.model import SignParams, TensorRecord
+from obm_format.remote import reachable
 
-_PIECE = 1 << 20  # bytes of sign bits compared together
+_PIECE = 1 << 20  # bytes compared together
 _DIGEST_FIELDS = ("base_sha256", "out_sha256")
 
 Pair = tuple[object, object]
@@ -150,7 +151,7 @@ def diff_experts(a: str | Path, b: str | Path) -> ExpertDiff:
     """Compare two experts.
 
     Args:
-        a: an `.obm` file.
+        a: an `.obm` file, or its http(s) address.
         b: another one.
 
     Raises:
@@ -158,9 +159,10 @@ def diff_experts(a: str | Path, b: str | Path) -> ExpertDiff:
         ObmError: a file cannot be read.
     """
     with ExitStack() as stack:
-        first, second = (stack.enter_context(Container.open(path)) for path in (a, b))
+        sources = [stack.enter_context(closing(open_source(reachable(path)))) for path in (a, b)]
+        first, second = (stack.enter_context(Container.open(source)) for source in sources)
         # obm-1 clause 7.2: the artifact id fixes every byte
-        if first.id == second.id and not filecmp.cmp(a, b, shallow=False):
+        if first.id == second.id and not _same_bytes(*sources):
             raise FormatError(
                 "part_digest",
                 "two files of one artifact id have other bytes: one is damaged",
@@ -180,6 +182,13 @@ def diff_experts(a: str | Path, b: str | Path) -> ExpertDiff:
             same=len(common) - len(differ),
             differ=differ,
         )
+
+
+def _same_bytes(one: Source, other: Source) -> bool:
+    if one.nbytes != other.nbytes:
+        return False
+    pieces = Span(0, one.nbytes).pieces(_PIECE)
+    return all(one.read(piece.start, piece.size) == other.read(piece.start, piece.size) for piece in pieces)
 
 
 def _manifest_fields(side: Container) -> dict[str, object]:

@@ -37,6 +37,7 @@ from obm_format.model import (
 )
 from obm_format.positions import Role, role_of
 from obm_format.progress import Progress, silent
+from obm_format.remote import reachable
 
 _PIECE = 1 << 20  # elements decoded together; whole blocks of obm-1 clause 11.3
 _BITS_PIECE = 1 << 20  # bytes of sign bits counted together
@@ -261,7 +262,7 @@ def expert_stats(
     """Look at every tensor of an expert.
 
     Args:
-        path: an `.obm` file.
+        path: an `.obm` file, or its http(s) address.
         base: its backbone, a checkpoint folder or safetensors file; with it exact tensors are decoded too.
         kernels: the arithmetic; None: the fastest there is.
         progress: told how many bytes of dense tensors are done.
@@ -272,7 +273,7 @@ def expert_stats(
         ObmError: a file cannot be read.
     """
     with ExitStack() as stack:
-        container = stack.enter_context(Container.open(path))
+        container = stack.enter_context(Container.open(reachable(path)))
         backbone = None if base is None else stack.enter_context(open_checkpoint(base))
         gauge = _Gauge(container, backbone, kernels or select_kernels())
         return ExpertStats(

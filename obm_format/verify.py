@@ -15,6 +15,7 @@ from obm_format.errors import FormatError, ObmError
 from obm_format.expert import Expert, References, open_expert
 from obm_format.model import Kind, TensorSpec
 from obm_format.progress import Progress, silent
+from obm_format.remote import is_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def verify_expert(
     """Check every byte of an expert, and with `base` that this checkpoint is its backbone.
 
     Args:
-        path: an `.obm` file.
+        path: an `.obm` file, or its http(s) address.
         base: a checkpoint folder or safetensors file.
         deep: also decode every tensor and check every frame and sum; exact tensors need `base`.
         expected_id: the artifact id that the file must have.
@@ -108,7 +109,7 @@ def _fingerprint_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defec
 def _reference_defects(expert: Expert, references: References, path: str | Path) -> Iterator[Defect]:
     """The base vector that an expert refers to and that is not found (obm-1 clause 6.7)."""
     try:
-        references.attach(expert, path)
+        references.attach(expert, None if is_url(path) else path)
     except FormatError as error:
         yield _defect(error, str(path))
 

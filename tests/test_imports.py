@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "boto3", "sqlalchemy", "numba"}
+HEAVY = {"torch", "transformers", "boto3", "sqlalchemy", "numba", "httpx"}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -30,7 +30,7 @@ def test_format_package_import_loads_nothing_heavy() -> None:
 
 def test_format_core_runs_without_torch_and_sql() -> None:
     code = "import obm_format.expert, obm_format.compress, obm_format.merge, obm_format.verify, obm_format.loader"
-    assert not loaded_after(code) & {"torch", "transformers", "boto3", "sqlalchemy"}
+    assert not loaded_after(code) & {"torch", "transformers", "boto3", "sqlalchemy", "httpx"}
 
 
 def test_embedded_registry_runs_without_torch() -> None:

@@ -27,6 +27,16 @@ def open_registry(url: str | None) -> Iterator[EmbeddedRegistry]:
         yield registry
 
 
+def expert_source(text: str, registry: str | None = None) -> str | Path:
+    """Where an expert is read from: an http(s) address as it is, all else by `expert_path`."""
+    from obm_format.remote import is_url
+
+    if not is_url(text):
+        return expert_path(text, registry)
+    settings.require_online(text)
+    return text
+
+
 def expert_path(text: str, registry: str | None = None) -> Path:
     """The file of an expert: `text` is a path if it ends in `.obm` or exists, else a reference to pull.
 

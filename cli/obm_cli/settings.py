@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from obm_format.errors import UsageError
+from obm_format.errors import ObmError, UsageError
 
 
 def home() -> Path:
@@ -20,6 +20,17 @@ def cache() -> Path:
     """The folder of pulled experts: `OBM_CACHE`, else the user's cache folder."""
     chosen = os.environ.get("OBM_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("obm", appauthor=False))
+
+
+def require_online(address: str) -> None:
+    """Refuse an address on the network where `OBM_OFFLINE` is set to anything but nothing or 0.
+
+    Raises:
+        ObmError: `network`.
+    """
+    if os.environ.get("OBM_OFFLINE", "0") not in ("", "0"):
+        where = address.partition("?")[0]
+        raise ObmError("network", "OBM_OFFLINE is set", where=where, hint="unset it, or name a file")
 
 
 def require_embedded(registry: str | None) -> None:

@@ -37,6 +37,7 @@ from obm_format.model import (
     ZeroParams,
 )
 from obm_format.progress import Progress
+from obm_format.remote import reachable
 
 Level = Literal["parts", "deep"]
 
@@ -477,7 +478,8 @@ def open_expert(
     """Open an expert; its header is checked, its parts are read when they are needed.
 
     Args:
-        source: a path, the bytes of a file, or a source, which then belongs to the expert.
+        source: a path, an http(s) address, the bytes of a file, or a source, which then belongs to the expert. Of an
+            address, only what is needed is fetched.
         expected_id: artifact id that the file must have.
         limits: bounds on what is accepted.
         refs: open artifacts that `rtvq` records may refer to, by artifact id; they stay the caller's.
@@ -486,9 +488,9 @@ def open_expert(
 
     Raises:
         FormatError: the header is not sound, or not that of `expected_id` (`artifact_id`).
-        ObmError: the file cannot be read (`not_found`, `io`, `network`).
+        ObmError: the file cannot be read (`not_found`, `io`, `network`, `denied`).
     """
-    container = Container.open(source, expected_id=expected_id, limits=limits, mapped=mapped)
+    container = Container.open(reachable(source), expected_id=expected_id, limits=limits, mapped=mapped)
     return Expert(container, refs, kernels)
 
 

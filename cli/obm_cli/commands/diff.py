@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from obm_cli import output
-from obm_cli.registry import expert_path, registry_option
+from obm_cli.registry import expert_source, registry_option
 
 _VALUE_WIDTH = 60  # characters of a manifest field that people are shown
 
@@ -21,15 +21,15 @@ _VALUE_WIDTH = 60  # characters of a manifest field that people are shown
 def command(a: str, b: str, registry: str | None, as_json: bool) -> None:
     """Show how two experts differ.
 
-    A and B are files or references. Exit status 0 whether they differ or not: the first line says so, and
-    `identical` of --json. EQUAL is the share of equal sign bits, ALPHA the mean alpha of B over that of A,
-    where both sides store a tensor as sign1 in the same matrix view.
+    A and B are files, http(s) addresses or references. Exit status 0 whether they differ or not: the first line
+    says so, and `identical` of --json. EQUAL is the share of equal sign bits, ALPHA the mean alpha of B over that
+    of A, where both sides store a tensor as sign1 in the same matrix view.
 
     Example: obm diff sentiment-v1.obm sentiment-v2.obm
     """
     from obm_format.diff import diff_experts
 
-    found = diff_experts(expert_path(a, registry), expert_path(b, registry)).as_json()
+    found = diff_experts(expert_source(a, registry), expert_source(b, registry)).as_json()
     output.emit("diff", found, as_json=as_json, human=lambda: _print(found))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from obm_cli import output
-from obm_cli.registry import expert_path, registry_option
+from obm_cli.registry import expert_source, registry_option
 
 if TYPE_CHECKING:
     from obm_format.expert import Expert
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 def command(expert: str, registry: str | None, as_json: bool) -> None:
     """Show what is in an expert, from its header.
 
-    X is a file, or a reference to a published expert.
+    X is a file, an http(s) address, or a reference to a published expert. Of an address, little more than the header
+    is fetched.
 
     Example: obm inspect sentiment.obm
     """
     from obm_format.expert import open_expert
 
-    with open_expert(expert_path(expert, registry)) as opened:
+    with open_expert(expert_source(expert, registry)) as opened:
         payload = describe(opened)
     output.emit("inspect", payload, as_json=as_json, human=lambda: _print(payload))
 

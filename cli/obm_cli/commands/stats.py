@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from obm_cli import output
-from obm_cli.registry import expert_path, registry_option
+from obm_cli.registry import expert_source, registry_option
 
 
 @click.command("stats")
@@ -20,20 +20,20 @@ from obm_cli.registry import expert_path, registry_option
 def command(expert: str, base: str | None, html: str | None, registry: str | None, as_json: bool) -> None:
     """Measure every tensor of an expert: bytes, alphas, signs, shift.
 
-    X is a file, or a reference to a published expert. BITS counts parts and alphas per weight, SET the share of
-    set sign bits. With BASE: ABSORBED is the share of the non-zero values that rounding to the output dtype
-    swallows, MOVED the share of weights that change, |d|/|w| the length of the shift over that of the weights,
-    SIGN1 the relative error that one bit and one mean alpha would have on a tensor that is stored exactly.
+    X is a file, an http(s) address, or a reference to a published expert. BITS counts parts and alphas per weight,
+    SET the share of set sign bits. With BASE: ABSORBED is the share of the non-zero values that rounding to the
+    output dtype swallows, MOVED the share of weights that change, |d|/|w| the length of the shift over that of the
+    weights, SIGN1 the relative error that one bit and one mean alpha would have on a tensor that is stored exactly.
 
     Example: obm stats sentiment.obm --base ./minilm --html sentiment.html
     """
     from obm_format.stats import expert_stats
 
-    path = expert_path(expert, registry)
+    path = expert_source(expert, registry)
     with output.progress_bar() as progress:
         found = expert_stats(path, base=base, progress=progress).as_json()
     if html is not None:
-        _write_page(Path(html), found, path.name if path == Path(expert) else expert)
+        _write_page(Path(html), found, path.name if isinstance(path, Path) and path == Path(expert) else expert)
     output.emit("stats", found, as_json=as_json, human=lambda: _print(found, html))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from obm_cli import output
-from obm_cli.registry import expert_path, registry_option
+from obm_cli.registry import expert_source, registry_option
 from obm_format.errors import FormatError, ObmError
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def command(
 ) -> None:
     """Check every byte of an expert, and its backbone.
 
+    X is a file, an http(s) address, or a reference to a published expert.
     Lists all defects. Exit status 4 if there is one, 5 if the file is sound but BASE is not its backbone.
 
     Example: obm verify sentiment.obm --base ./minilm
     """
     from obm_format.verify import verify_expert
 
-    path = expert_path(expert, registry)
+    path = expert_source(expert, registry)
     with output.progress_bar() as progress:
         result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, refs=refs, progress=progress)
 

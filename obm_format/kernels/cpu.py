@@ -47,7 +47,7 @@ _KINDS = {DType.F16: F16, DType.BF16: BF16, DType.F32: F32}
 _COMBINES = {Combine.SUM: loops.SUM, Combine.MEAN: loops.MEAN, Combine.TIES: loops.TIES}
 _INLINE = 1 << 16  # elements below which threads cost more than they bring
 _SHARES = 4  # runs per thread, so that a slow core does not hold up the others
-_TABLE_WORTH = 32  # columns per entry from which on a table of shifts pays
+_TABLE_WORTH = 4  # columns per entry from which on a table of shifts pays
 _ALL_COLUMNS = 1 << 60  # a group that no row of columns exceeds
 _NO_WEIGHTS = np.empty(0, np.float32)
 _Result = TypeVar("_Result")
@@ -299,13 +299,13 @@ def _tile_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int],
 
 def _table_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:
     count = len(operands.planes)
-    entries = np.arange(1 << count)
+    entries = np.arange(max(WORD, 1 << count))
     # row p: bit p of every pattern, packed like sign bits
     packed = np.packbits((entries >> np.arange(count)[:, None]) & 1, axis=1, bitorder="little")
 
     def work(start: int, stop: int) -> None:
         scratch = _scratch(operands)
-        table = np.empty((len(scratch), max(WORD, len(entries)) + 16), np.float32)
+        table = np.empty((len(scratch), len(entries) + 16), np.float32)
         alphas = np.full(count, np.float32(-1))
         planes = np.zeros_like(operands.planes)
         planes[:, loops.BITS] = packed.ctypes.data + packed.strides[0] * np.arange(count)

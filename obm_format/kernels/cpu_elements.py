@@ -3,24 +3,18 @@
 """Elements to float32 and back, in the compiled loops: a run of words at an address, a run of floats in an array.
 
 All integers and exact, but for the one rounding to nearest even (obm-1 clause 1.2). Never looks at the whole tensor.
-numba's cache does not see edits here: remove `__pycache__/*.nb?` after one.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
 from numba.np.numpy_support import carray
 
+from obm_format.kernels.cpu_compile import step
 from obm_format.kernels.cpu_lanes import bits_of, float_of, pointer
 
 F16, BF16, F32 = 0, 1, 2  # element kinds
 
-OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
-_njit: Any = numba.njit
-step = _njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)  # for functions that kernels alone call
 u32 = np.uint32  # numba widens sums of uint32 to uint64 unless told
 _HALF = np.float32(0.5)  # the step of floats from 0.5 to 1 is that of small F16
 _TINY = np.float32(2.0**-24)  # step of F16 below its least normal number

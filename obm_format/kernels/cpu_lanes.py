@@ -4,8 +4,7 @@
 
 From a loop over the bits of a word LLVM makes anything from 2 to 100 instructions, depending on its version; so these
 steps are spelt out as operations on 32 lanes, which it splits to the width of the processor's vectors. None of them
-carries a fast-math flag, so none is fused or reordered (obm-1 clause 1.2). They check nothing. numba's cache does not
-see edits here: remove `__pycache__/*.nb?` after one.
+carries a fast-math flag, so none is fused or reordered (obm-1 clause 1.2). They check nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numba.extending
-from llvmlite import ir  # type: ignore[import-untyped] # it carries no types
+from llvmlite import binding, ir  # type: ignore[import-untyped] # it carries no types
 from numba import types
 from numba.core import cgutils
 
 from obm_format.kernels.reference import SUM_LANES
 
 WORD = 32  # sign bits taken at a time, one per lane
+_HAS_MASKS = binding.get_host_cpu_features().get("avx512bw", False)  # registers that hold one bit per lane
 
 _intrinsic: Any = numba.extending.intrinsic  # what it returns takes other arguments than what it is given
 _I1, _I8, _I16, _I32, _I64, _REAL = (*map(ir.IntType, (1, 8, 16, 32, 64)), ir.FloatType())
@@ -94,51 +94,84 @@ def _lanes_at(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, _REALS.as_pointer())
 
 
+def _is_set(builder: Any, word: Any) -> Any:
+    """Per lane, its bit of a word. Without mask registers each bit is moved to the sign of its lane, where choices look
+    for it: from a plain bitcast LLVM then makes many times the instructions.
+    """  # noqa: D205
+    if _HAS_MASKS:
+        return builder.bitcast(word, ir.VectorType(_I1, WORD))
+    places = ir.Constant(ir.VectorType(_I32, WORD), [WORD - 1 - lane for lane in range(WORD)])
+    return builder.icmp_signed("<", builder.shl(_lanes(builder, word), places), _all(_I32, 0))
+
+
 def _chosen(builder: Any, table: Any, words: Any) -> Any:
     """Per lane, the entry of `table` for the lane's bits of the words, the first word's bit lowest."""
     entries = [_lanes(builder, entry) for entry in cgutils.unpack_tuple(builder, table)]
     for word in cgutils.unpack_tuple(builder, words):
-        is_set = builder.bitcast(word, ir.VectorType(_I1, WORD))
+        is_set = _is_set(builder, word)
         pairs = zip(entries[0::2], entries[1::2], strict=True)
         entries = [builder.select(is_set, odd, even) for even, odd in pairs]
     return entries[0]
+
+
+def _patterns(builder: Any, words: Any) -> Any:
+    """Per lane a byte: bit p is the lane's bit of word p, of at most 8."""
+    octets, ones = ir.VectorType(_I8, WORD), [1 << lane % 8 for lane in range(WORD)]
+    patterns = _all(_I8, 0)
+    for place, word in enumerate(cgutils.unpack_tuple(builder, words)):
+        if _HAS_MASKS:
+            is_set = builder.bitcast(word, ir.VectorType(_I1, WORD))
+        else:
+            few = builder.bitcast(word, ir.VectorType(_I8, 4))
+            spread = ir.Constant(ir.VectorType(_I32, WORD), [lane // 8 for lane in range(WORD)])
+            each = builder.shuffle_vector(few, ir.Constant(few.type, ir.Undefined), spread)
+            is_set = builder.icmp_unsigned("!=", builder.and_(each, ir.Constant(octets, ones)), _all(_I8, 0))
+        patterns = builder.or_(patterns, builder.select(is_set, _all(_I8, 1 << place), _all(_I8, 0)))
+    return patterns
+
+
+def _looked_up(builder: Any, table: Any, patterns: Any) -> Any:
+    """Per lane, the float at its pattern in the table at an address; one load each, which is faster than a gather."""
+    values = ir.Constant(_REALS, ir.Undefined)
+    place = builder.inttoptr(table, _REAL.as_pointer())
+    longs = builder.bitcast(patterns, ir.VectorType(_I64, WORD // 8))
+    for lane in range(WORD):
+        long = builder.extract_element(longs, _I32(lane // 8))
+        pattern = builder.and_(builder.lshr(long, _I64(lane % 8 * 8)), _I64(0xFF))
+        values = builder.insert_element(values, builder.load(builder.gep(place, [pattern])), _I32(lane))
+    return values
+
+
+def _entry(builder: Any, table: Any, words: Any) -> Any:
+    """Per lane, the entry of a table of floats, or of the table at an address, for the lane's bits of the words."""
+    if table.type == _I64:
+        return _looked_up(builder, table, _patterns(builder, words))
+    return _chosen(builder, table, words)
+
+
+def _table_of(planes: int) -> Any:
+    return types.UniTuple(types.float32, 1 << planes) if planes <= 4 else types.int64
 
 
 def _chooser(planes: int, adds: bool) -> Any:
     @_intrinsic
     def choose(typing: Any, to: Any, table: Any, words: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            result, place = _chosen(builder, args[1], args[2]), _lanes_at(builder, args[0])
+            result, place = _entry(builder, args[1], args[2]), _lanes_at(builder, args[0])
             if adds:
                 result = builder.fadd(builder.load(place, align=4), result)
             builder.store(result, place, align=4)
             return context.get_dummy_value()
 
-        table_type = types.UniTuple(types.float32, 1 << planes)
-        return types.void(types.int64, table_type, types.UniTuple(types.uint32, planes)), build
+        return types.void(types.int64, _table_of(planes), types.UniTuple(types.uint32, planes)), build
 
     return choose
 
 
-# put_choiceB(to, 2^B floats, B words): store the chosen entries at the address `to`; add_choice1 adds them there
-put_choice1, put_choice2, put_choice3, put_choice4 = (_chooser(planes, False) for planes in (1, 2, 3, 4))
+# put_choiceB(to, table, B words): store the chosen entries at the address `to`; add_choice1 adds them there. The table
+# is 2^B floats, or their address for B = 8
+put_choice1, put_choice2, put_choice3, put_choice4, put_choice8 = (_chooser(p, False) for p in (1, 2, 3, 4, 8))
 add_choice1 = _chooser(1, True)
-
-
-@_intrinsic
-def put_patterns(typing: Any, to: Any, words: Any) -> Any:
-    """Store 32 bytes at `to`: bit p of byte j is bit j of word p, of 8 words."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        patterns = _all(_I8, 0)
-        for place, word in enumerate(cgutils.unpack_tuple(builder, args[1])):
-            is_set = builder.bitcast(word, ir.VectorType(_I1, WORD))
-            patterns = builder.or_(patterns, builder.select(is_set, _all(_I8, 1 << place), _all(_I8, 0)))
-        builder.store(patterns, builder.inttoptr(args[0], patterns.type.as_pointer()), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.UniTuple(types.uint32, 8)), build
-
 
 # --- T of the others ----------------------------------------------------------------------------------------
 
@@ -240,6 +273,27 @@ def _rounded_brains(builder: Any, values: Any) -> Any:
     return builder.trunc(word, ir.VectorType(_I16, WORD))
 
 
+def _brain_adder(planes: int) -> Any:
+    @_intrinsic
+    def add(typing: Any, out: Any, source: Any, table: Any, words: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            out, source, table, words = args
+            shift = _entry(builder, table, words)
+            result = _rounded_brains(builder, builder.fadd(_brains_at(builder, source), shift))
+            builder.store(result, builder.inttoptr(out, result.type.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        words_type = types.UniTuple(types.uint32, planes)
+        return types.void(types.int64, types.int64, _table_of(planes), words_type), build
+
+    return add
+
+
+# add_brainsB(out, source, table, B words): 32 BF16 elements at `out` become RNE(f32(element at `source`) + the entry
+# that put_choiceB would store)
+add_brains1, add_brains2, add_brains3, add_brains4, add_brains8 = map(_brain_adder, (1, 2, 3, 4, 8))
+
+
 @_intrinsic
 def put_mixed(typing: Any, places: Any, choices: Any, words: Any, weight: Any, lam: Any) -> Any:
     """Merge 32 BF16 elements under TIES of one exact and one sign expert, with or without a routed sign expert.
@@ -253,7 +307,7 @@ def put_mixed(typing: Any, places: Any, choices: Any, words: Any, weight: Any, l
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         out, source, base, exact = cgutils.unpack_tuple(builder, args[0])
         values = cgutils.unpack_tuple(builder, args[1])
-        is_set = [builder.bitcast(w, ir.VectorType(_I1, WORD)) for w in cgutils.unpack_tuple(builder, args[2])]
+        is_set = [_is_set(builder, word) for word in cgutils.unpack_tuple(builder, args[2])]
         signs = [
             builder.select(bit, _lanes(builder, high), _lanes(builder, low))
             for bit, low, high in zip(is_set, values[0::2], values[1::2], strict=True)

@@ -11,26 +11,29 @@ Nothing here may be fused or reordered: no fastmath, float32 throughout (obm-1 c
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba.np.numpy_support import carray
 
+from obm_format.kernels.cpu_compile import kernel, step
 from obm_format.kernels.cpu_elements import (
     BF16,
-    OPTIONS,
     add_brain,
     load,
     longs_at,
     round_in_place,
-    step,
     store,
     width,
 )
 from obm_format.kernels.cpu_lanes import (
     WORD,
+    add_brains1,
+    add_brains2,
+    add_brains3,
+    add_brains4,
+    add_brains8,
     add_choice1,
     bits_of,
     byte_at,
@@ -41,9 +44,9 @@ from obm_format.kernels.cpu_lanes import (
     put_choice2,
     put_choice3,
     put_choice4,
+    put_choice8,
     put_mean,
     put_mixed,
-    put_patterns,
     put_sum,
     put_ties,
     put_ties_of_two,
@@ -64,9 +67,7 @@ BITS, BITS_ROW, ALPHA, ALPHA_ROW, ALPHA_GROUP, GROUP = 0, 1, 2, 3, 4, 5
 # Rows of the scratch float32[FIRST + operands, ROW]: the result of a step, a spare one, f32 of the backbone, the values
 INTO, SPARE, BASE, FIRST = 0, 1, 2, 3
 
-_njit: Any = numba.njit
-_kernel = _njit(cache=True, **OPTIONS)
-u32, u64 = np.uint32, np.uint64  # numba widens sums of u32 to u64 unless told; and u64 indices do not wrap around
+u32 = np.uint32  # numba widens sums of u32 to u64 unless told
 _ZERO = np.float32(0)
 
 
@@ -256,29 +257,55 @@ def _look_up(into, t, bits, start, n):
             else:
                 put_choice4(to + 32 * w, low + high, (*words, word_at(d + w)))
     else:
-        _gather(into, t, bits, start, whole)
+        for w in range(0, 4 * whole, 4):
+            put_choice8(to + 32 * w, t.ctypes.data, _eight_words(bits, w))
     for i in range(WORD * whole, n):
-        pattern = np.int64(0)
-        for p in range(count):
-            pattern |= ((byte_at(bits[p] + (i >> 3)) >> (i & 7)) & 1) << p
-        into[start + i] = t[pattern]
+        into[start + i] = t[_pattern(bits, i)]
 
 
 @step
-def _gather(into, table, bits, start, whole):
-    """`_look_up` for 5 to 8 planes; planes that are not there stand in as the first, and their bits are masked off."""
-    count = bits.shape[0]
-    a, b, c, d, e = bits[0], bits[1], bits[2], bits[3], bits[4]
-    f, g, h = bits[5 % count], bits[6 % count], bits[7 % count]
-    mask = np.uint8((1 << count) - 1)
-    patterns = np.empty(WORD, np.uint8)
-    at = patterns.ctypes.data
+def _pattern(bits, i):
+    """The sign bits of element i, that of the first plane lowest."""
+    pattern = np.int64(0)
+    for p in range(bits.shape[0]):
+        pattern |= ((byte_at(bits[p] + (i >> 3)) >> (i & 7)) & 1) << p
+    return pattern
+
+
+@step
+def _add_looked_up(job, t, bits, place, n):
+    """Write the output of the whole words among n BF16 elements, like `_look_up` and `_finish`; their elements."""
+    count, whole = bits.shape[0], n // WORD
+    out, source, table = job.out + 2 * place, job.source + 2 * place, t.ctypes.data
+    a, b, c, d = bits[0], bits[1 % count], bits[2 % count], bits[3 % count]
     for w in range(0, 4 * whole, 4):
-        low = (word_at(a + w), word_at(b + w), word_at(c + w), word_at(d + w))
-        put_patterns(at, (*low, word_at(e + w), word_at(f + w), word_at(g + w), word_at(h + w)))
-        to = u64(start + 8 * w)
-        for j in range(u64(WORD)):
-            into[to + j] = table[u64(patterns[j] & mask)]
+        to, by = out + 16 * w, source + 16 * w
+        if count == 1:
+            add_brains1(to, by, (t[0], t[1]), (word_at(a + w),))
+        elif count == 2:
+            add_brains2(to, by, (t[0], t[1], t[2], t[3]), (word_at(a + w), word_at(b + w)))
+        elif count <= 4:
+            low = (t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7])
+            words = (word_at(a + w), word_at(b + w), word_at(c + w))
+            if count == 3:
+                add_brains3(to, by, low, words)
+            else:
+                high = (t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15])
+                add_brains4(to, by, low + high, (*words, word_at(d + w)))
+        else:
+            add_brains8(to, by, table, _eight_words(bits, w))
+    return WORD * whole
+
+
+@step
+def _eight_words(bits, w):
+    """Words of 5 to 8 planes, `w` bytes after those at `bits`; 0 for planes that are not there."""
+    count, none = bits.shape[0], u32(0)
+    few = (word_at(bits[0] + w), word_at(bits[1] + w), word_at(bits[2] + w), word_at(bits[3] + w))
+    f = word_at(bits[5] + w) if count > 5 else none
+    g = word_at(bits[6] + w) if count > 6 else none
+    h = word_at(bits[7] + w) if count > 7 else none
+    return (*few, word_at(bits[4] + w), f, g, h)
 
 
 @step
@@ -324,7 +351,7 @@ def _mixed(job, operands, tile):
     return done
 
 
-@_kernel
+@kernel
 def merge_tiles(job, operands, work, start, stop):
     """Merge the tiles start .. stop. `work` is scratch, float32[FIRST + operands, ROW]."""
     for number in range(start, stop):
@@ -340,7 +367,7 @@ def merge_tiles(job, operands, work, start, stop):
         _finish(job, work, tile)
 
 
-@_kernel
+@kernel
 def merge_tiles_by_table(job, operands, patterns, work, table, alphas, start, stop):
     """As `merge_tiles`, for sign operands alone: there the shift depends only on an element's sign bits and alphas.
 
@@ -348,7 +375,7 @@ def merge_tiles_by_table(job, operands, patterns, work, table, alphas, start, st
     alphas in `alphas` (none of them right yet): its shifts are the table. `table` is scratch like `work`.
     """
     planes, zero = operands.planes, np.int64(0)
-    entries = Tile(zero, zero, 1 << planes.shape[0], zero)
+    entries = Tile(zero, zero, max(WORD, 1 << planes.shape[0]), zero)
     bits = np.empty(planes.shape[0], np.int64)
     for number in range(start, stop):
         tile = _tile(number, job.cols)
@@ -359,15 +386,21 @@ def merge_tiles_by_table(job, operands, patterns, work, table, alphas, start, st
                 _shift(job, patterns, table, entries)
             for p in range(planes.shape[0]):
                 bits[p] = planes[p, BITS] + tile.row * planes[p, BITS_ROW] + col // 8
-            _look_up(work[INTO], table[INTO], bits, col - tile.col, run)
+            done, place = np.int64(0), tile.place + col - tile.col
+            if job.source_kind == BF16 and job.out_kind == BF16:
+                done = _add_looked_up(job, table[INTO], bits, place, run)
+                for p in range(planes.shape[0]):
+                    bits[p] += done // 8
+            if done < run:
+                _look_up(work[INTO], table[INTO], bits, np.int64(0), run - done)
+                _finish(job, work, Tile(tile.row, col + done, run - done, place + done))
             col += run
-        _finish(job, work, tile)
 
 
 # --- the other kernels --------------------------------------------------------------------------------------
 
 
-@_kernel
+@kernel
 def value_tiles(job, operands, work, start, stop):
     """float32 values of operand 0 to the output, tiles as in `merge_tiles`."""
     for number in range(start, stop):
@@ -380,7 +413,7 @@ def value_tiles(job, operands, work, start, stop):
             out[i] = bits_of(into[i])
 
 
-@_kernel
+@kernel
 def absorbed_tiles(job, operands, work, start, stop):
     """(elements whose d rounding swallows, elements with d != 0) of operand 0, tiles as in `merge_tiles`."""
     swallowed, nonzero = np.int64(0), np.int64(0)
@@ -408,7 +441,7 @@ def _packed(values, start, n):
     return np.uint8(bits)
 
 
-@_kernel
+@kernel
 def pack_tiles(d, out, cols, start, stop):
     """Sign bits of float32 at address `d` to bytes at address `out`, tiles as in `merge_tiles` (obm-1 clause 6.2)."""
     stride = (cols + 7) // 8

@@ -8,20 +8,18 @@ adding the sums of the runs is up to `cpu`. No fastmath. Source: `contract.Kerne
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba.np.numpy_support import carray
 
-from obm_format.kernels.cpu_elements import BF16, F32, OPTIONS, load, longs_at, step, width
+from obm_format.kernels.cpu_compile import kernel, step
+from obm_format.kernels.cpu_elements import BF16, F32, load, longs_at, width
 from obm_format.kernels.cpu_lanes import WORD, float_of, pack_brains, pack_reals, pointer
 from obm_format.kernels.reference import SUM_LANES
 
 _TILE = 1024  # elements converted at a time; a multiple of WORD
-_njit: Any = numba.njit
-_kernel = _njit(cache=True, **OPTIONS)
 _ZERO = np.float32(0)
 
 
@@ -68,7 +66,7 @@ def _lanes_added(lanes):
     return lanes[0]
 
 
-@_kernel
+@kernel
 def sum_runs(d, runs, start, stop):
     """The sums of the runs start .. stop of float32 at address `d`."""
     first, second = np.empty(SUM_LANES, np.float64), np.empty(SUM_LANES, np.float64)
@@ -126,7 +124,7 @@ def _pack_run(pair, begin, n, work, sums):
         done += count
 
 
-@_kernel
+@kernel
 def pack_runs(pair, runs, start, stop):
     """Sign bits and sums of the runs start .. stop.
 

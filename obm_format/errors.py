@@ -120,6 +120,8 @@ REASONS: dict[str, Reason] = {
     "blob_damaged": Reason(EXIT_INTEGRITY, 500, "a stored blob does not hash to its digest"),
     "quota_exceeded": Reason(EXIT_LIMIT, 429, "the namespace is at its quota"),
     "denied": Reason(EXIT_AUTH, 403, "the credentials do not allow this"),
+    "unsupported": Reason(EXIT_FAILURE, 405, "the registry lacks this capability"),
+    "bad_signature": Reason(EXIT_INTEGRITY, 400, "a signature is malformed, is no trusted key's, or does not hold"),
     "network": Reason(EXIT_NETWORK, 502, "the other side cannot be reached or broke off"),
     # The machine
     "disk_full": Reason(EXIT_FAILURE, 507, "no space is left on the device"),

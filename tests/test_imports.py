@@ -37,6 +37,11 @@ def test_embedded_registry_runs_without_torch() -> None:
     assert not loaded_after("import obm_registry.embedded") & {"torch", "transformers", "boto3", "numba"}
 
 
+def test_client_runs_without_torch_and_sql() -> None:
+    code = "import obm_registry.client.open, obm_registry.interface"
+    assert not loaded_after(code) & {"torch", "transformers", "boto3", "numba", "sqlalchemy", "alembic"}
+
+
 def test_every_public_name_resolves() -> None:
     import obm_format
 

@@ -6,8 +6,10 @@ Never decides what is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +46,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(target: Path) -> Iterator[BinaryIO]:
+def replaced_file(target: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write `target` so that it appears whole or not at all.
 
     The bytes go to a hidden file beside it, are flushed and renamed over `target` when the block ends well;
@@ -52,6 +54,7 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
 
     Args:
         target: the file to write; its folder exists, and it is no folder, device or pipe.
+        mode: who may read it, before the process's umask.
 
     Raises:
         ObmError: `disk_full` or `io`.
@@ -60,7 +63,7 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
     # 40 characters: at most 160 bytes of the 255 that a name may have
     draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     with disk_errors(str(target)):
-        file = draft.open("xb")
+        file = open(draft, "xb", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
         try:
             with file:
                 yield file
@@ -71,3 +74,31 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that `target` appears whole or not at all; without moving bytes where the disk can share them.
+
+    Raises:
+        ObmError: `disk_full` or `io`.
+    """
+    with disk_errors(str(source)), source.open("rb") as whole, replaced_file(target) as file:
+        if not _copy_in_kernel(whole.fileno(), file.fileno()):
+            shutil.copyfileobj(whole, file, 1 << 20)
+
+
+def _copy_in_kernel(source: int, target: int) -> bool:
+    """Let the system copy all of a file; False where it cannot, and then nothing is copied."""
+    copy = getattr(os, "copy_file_range", None)
+    left, first = os.fstat(source).st_size, True
+    while copy is not None and left:
+        try:
+            copied = copy(source, target, left)
+        except OSError as error:
+            if first and error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                return False
+            raise
+        if not copied:
+            return not first
+        left, first = left - copied, False
+    return copy is not None

@@ -12,11 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from obm_format.checkpoint import open_checkpoint
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
 from obm_format.errors import FormatError, RegistryError, UsageError
-from obm_format.model import DType, TensorSpec
 from obm_format.progress import Progress, silent
 from obm_registry import reports
 from obm_registry.blobs.local import LocalBlobs
@@ -24,7 +22,7 @@ from obm_registry.catalog.rows import BackboneRow, Manifest
 from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
-from obm_registry.manifest.backbone import BackbonePackage, BackboneTensor, package_backbone, tabulate
+from obm_registry.manifest.backbone import BackbonePackage, package_checkpoint
 from obm_registry.manifest.expert import (
     ExpertPackage,
     package_expert,
@@ -92,7 +90,8 @@ class EmbeddedRegistry:
             raise UsageError("usage", "the weights of a backbone cannot be stored yet", hint="leave --with-weights out")
         if where.target not in (None, BACKBONE_TAG):
             raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
-        package, fingerprint = _package_checkpoint(Path(checkpoint), progress)
+        package, table = package_checkpoint(Path(checkpoint), progress)
+        fingerprint = table.fingerprint
         here = self._backbones_of(where.repository)
         if not any(row.facts.fingerprint == fingerprint for row in here):
             if here:
@@ -413,16 +412,6 @@ def _target(where: Ref) -> str:
 def _require_sound(container: Container, progress: Progress) -> None:
     for defect in container.verify(progress=progress):
         raise FormatError(defect.reason, defect.detail, where=defect.where)
-
-
-def _package_checkpoint(path: Path, progress: Progress) -> tuple[BackbonePackage, str]:
-    with open_checkpoint(path) as checkpoint:
-        rows = [
-            BackboneTensor(spec=TensorSpec(row.name, DType[row.dtype_name], row.shape), sha256=row.sha256)
-            for row in checkpoint.table(progress)
-        ]
-        table = tabulate(rows, checkpoint.architecture)
-    return package_backbone(table), table.fingerprint
 
 
 def _other_backbone(repository: str, fingerprint: str, there: BackboneRow) -> RegistryError:

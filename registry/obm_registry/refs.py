@@ -125,6 +125,11 @@ def is_repository(text: str) -> bool:
     return len(text) <= MAX_NAME and _REPOSITORY.fullmatch(text) is not None
 
 
+def is_host(text: str) -> bool:
+    """Whether `text` is a host name or address with an optional port."""
+    return _HOST.fullmatch(text) is not None
+
+
 def is_tag(text: str) -> bool:
     """Whether `text` is a tag name."""
     return _TAG.fullmatch(text) is not None

@@ -179,7 +179,7 @@ REFUSALS = {
         ["materialize", "--base", "base", "--expert", "good.obm", "--method", "magic", "-o", "out"], 2, "bad_recipe",
     ),
     "missing flag": (["compress", "base", "math"], 2, "usage"),
-    "another registry": (["ls", "--registry", "https://registry.example"], 2, "usage"),
+    "another registry": (["ls", "--registry", "http://registry.example"], 2, "usage"),
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def add(base: str, ref: str, with_weights: bool, registry: str | None, as_json: 
 
     Example: obm backbone add ./minilm acme/minilm
     """
-    with open_registry(registry) as there, output.progress_bar() as progress:
+    with open_registry(registry, ref) as there, output.progress_bar() as progress:
         added = there.add_backbone(base, ref, with_weights=with_weights, progress=progress)
 
     def human() -> None:
@@ -62,7 +62,7 @@ def ls(registry: str | None, as_json: bool) -> None:
 @output.json_option
 def show(ref: str, registry: str | None, as_json: bool) -> None:
     """Show one backbone and its tensors."""
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         found = there.backbone(ref)
 
     def human() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from obm_cli import output
-from obm_cli.registry import open_registry, registry_option
+from obm_cli.registry import open_embedded_registry, registry_option
 from obm_format.errors import EXIT_INTEGRITY
 
 
@@ -22,7 +22,7 @@ def command(ctx: click.Context, registry: str | None, as_json: bool) -> None:
 
     Exit status 4 if something is damaged or missing.
     """
-    with open_registry(registry) as there, output.progress_bar() as progress:
+    with open_embedded_registry(registry) as there, output.progress_bar() as progress:
         report = there.fsck(progress=progress)
 
     def human() -> None:

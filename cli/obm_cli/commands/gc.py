@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from obm_cli import output
-from obm_cli.registry import open_registry, registry_option
+from obm_cli.registry import open_embedded_registry, registry_option
 
 
 @click.command("gc")
@@ -20,7 +20,7 @@ from obm_cli.registry import open_registry, registry_option
 @output.json_option
 def command(dry_run: bool, grace: float, registry: str | None, as_json: bool) -> None:
     """Delete stored bytes that nothing refers to."""
-    with open_registry(registry) as there:
+    with open_embedded_registry(registry) as there:
         result = there.gc(dry_run=dry_run, grace_s=grace * 3600)
     verb = "would delete" if dry_run else "deleted"
 

@@ -19,7 +19,7 @@ def command(ref: str, registry: str | None, as_json: bool) -> None:
 
     Example: obm log acme/minilm:sentiment
     """
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         events = there.log(ref)
 
     def human() -> None:

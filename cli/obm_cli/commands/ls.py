@@ -21,7 +21,7 @@ def command(ref: str | None, registry: str | None, as_json: bool) -> None:
 
     Example: obm ls acme/minilm
     """
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         experts = there.experts(ref)
 
     def human() -> None:

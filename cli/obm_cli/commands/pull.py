@@ -27,7 +27,7 @@ def command(ref: str, out: str | None, registry: str | None, as_json: bool) -> N
 
     parsed = parse_ref(ref)
     target = Path(out) if out else Path(f"{parsed.tag or parsed.backbone}.obm")
-    with open_registry(registry) as there, output.progress_bar() as progress:
+    with open_registry(registry, ref) as there, output.progress_bar() as progress:
         result = there.pull(ref, target, progress=progress)
 
     for warning in result.warnings:

@@ -24,7 +24,7 @@ def command(file: str, ref: str, move: bool, registry: str | None, as_json: bool
 
     Example: obm push sentiment.obm acme/minilm:sentiment-v1
     """
-    with open_registry(registry) as there, output.progress_bar() as progress:
+    with open_registry(registry, ref) as there, output.progress_bar() as progress:
         result = there.push(file, ref, move=move, progress=progress)
 
     for warning in result.warnings:

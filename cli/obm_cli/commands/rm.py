@@ -21,7 +21,7 @@ def command(ref: str, registry: str | None, as_json: bool) -> None:
 
     Example: obm rm acme/minilm:sentiment-v1
     """
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         removed = there.remove(ref)
     payload = dataclasses.asdict(removed)
     output.emit("rm", payload, as_json=as_json, human=lambda: output.say(f"removed {removed.ref}"))

@@ -21,7 +21,7 @@ def command(ref: str, name: str, move: bool, registry: str | None, as_json: bool
 
     Example: obm tag acme/minilm:sentiment-v2 sentiment --move
     """
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         tagged = there.tag(ref, name, move=move)
     payload = dataclasses.asdict(tagged)
     output.emit("tag", payload, as_json=as_json, human=lambda: output.say(f"{tagged.ref} -> {tagged.manifest_digest}"))

@@ -23,7 +23,7 @@ def command(ref: str, reason: str, undo: bool, registry: str | None, as_json: bo
 
     Example: obm yank acme/minilm:sentiment-v1 --reason "trained on the wrong split"
     """
-    with open_registry(registry) as there:
+    with open_registry(registry, ref) as there:
         yanked = there.yank(ref, reason=reason, undo=undo)
     word = "no longer yanked" if undo else "yanked"
     payload = dataclasses.asdict(yanked)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from obm_format.checkpoint import open_checkpoint
 from obm_format.digest import fingerprint, is_sha256_hex
 from obm_format.errors import RegistryError
 from obm_format.limits import DEFAULT_LIMITS, MIB
 from obm_format.model import DType, TensorSpec
+from obm_format.progress import Progress, silent
 from obm_registry.manifest.oci import (
     EMPTY_BODY,
     EMPTY_TYPE,
@@ -148,6 +151,25 @@ def package_backbone(table: BackboneTable) -> BackbonePackage:
     body = encode_manifest(manifest)
     blobs = {digest_of(config): config, digest_of(EMPTY_BODY): EMPTY_BODY}
     return BackbonePackage(body=body, digest=digest_of(body), blobs=blobs)
+
+
+def package_checkpoint(path: Path, progress: Progress = silent) -> tuple[BackbonePackage, BackboneTable]:
+    """Read a checkpoint and build what is published for it as a backbone.
+
+    Args:
+        path: a checkpoint folder or one safetensors file; all its tensors are hashed.
+        progress: told how many bytes are hashed.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    with open_checkpoint(path) as checkpoint:
+        rows = [
+            BackboneTensor(spec=TensorSpec(row.name, DType[row.dtype_name], row.shape), sha256=row.sha256)
+            for row in checkpoint.table(progress)
+        ]
+        table = tabulate(rows, checkpoint.architecture)
+    return package_backbone(table), table
 
 
 def parse_backbone(config: bytes) -> BackboneTable:

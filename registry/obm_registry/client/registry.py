@@ -1,0 +1,304 @@
+"""The registry as a user sees it, over any `Store`: backbones, push, pull, tags, withdrawal.
+
+Checks on this side what a stock registry does not: that an expert belongs to its backbone, and that no tag moves
+unasked. What is told of an expert that somebody else pushed is what its manifest says, until it is pulled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from obm_format.container.reader import Container
+from obm_format.container.sources import PathSource
+from obm_format.errors import FormatError, RegistryError, UsageError
+from obm_format.progress import Progress, silent
+from obm_registry import reports
+from obm_registry.client.cache import Cache
+from obm_registry.client.history import History
+from obm_registry.client.listing import BACKBONE_TAG, find_table, list_backbone, list_experts, require_room
+from obm_registry.client.store import FoundManifest, ReadFrom, Store, TagRule
+from obm_registry.client.transfer import push_blobs
+from obm_registry.client.withdrawal import is_withdrawn, withdraw
+from obm_registry.durable import copy_file
+from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneTable, backbone_descriptor, package_checkpoint
+from obm_registry.manifest.expert import (
+    EXPERT_TYPE,
+    ExpertLayers,
+    ExpertPackage,
+    package_expert,
+    parse_layers,
+    segment_chunks,
+)
+from obm_registry.manifest.lineage import require_match
+from obm_registry.manifest.oci import IMAGE_MANIFEST, Descriptor, digest_of, parse_manifest
+from obm_registry.manifest.segments import Segment
+from obm_registry.refs import Ref, parse_ref
+
+_ATTEMPTS = 3
+
+
+class ClientRegistry:
+    """Backbones and experts on the other side; get one from `client.open`.
+
+    Args:
+        store: the other side; closed with the registry.
+        cache: where pulled experts are kept.
+        host: what a reference may begin with.
+        history: who tells how a tag moved.
+    """
+
+    def __init__(self, store: Store, cache: Cache, host: str | None, history: History) -> None:
+        self._store = store
+        self._cache = cache
+        self._host = host
+        self._history = history
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._store.close()
+
+    # --- backbones ------------------------------------------------------------------------------------------
+
+    def add_backbone(
+        self, checkpoint: str | Path, ref: str, *, with_weights: bool = False, progress: Progress = silent
+    ) -> reports.ListedBackbone:
+        """Register a backbone; see `ExpertRegistry.add_backbone`."""
+        where = self._parse(ref)
+        if with_weights:
+            raise UsageError("usage", "the weights of a backbone cannot be stored yet", hint="leave --with-weights out")
+        if where.target not in (None, BACKBONE_TAG):
+            raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
+        package, table = package_checkpoint(Path(checkpoint), progress)
+        there = self._find_backbone(where.repository)
+        if there is None:
+            blobs = [(_describe(data), _reader(data)) for data in package.blobs.values()]
+            push_blobs(self._store, where.repository, blobs, progress)
+            rule = TagRule(name=BACKBONE_TAG, now=None)
+            self._store.put_manifest(where.repository, package.body, IMAGE_MANIFEST, rule)
+        elif there[1].fingerprint != table.fingerprint:
+            raise RegistryError(
+                "tag_exists",
+                "the repository has another backbone already",
+                where=where.repository,
+                expected=f"fingerprint {there[1].fingerprint}",
+                got=table.fingerprint,
+                hint="add this one under another name: one repository per backbone",
+            )
+        return self.backbone(ref, tensors=False)
+
+    def backbones(self) -> list[reports.ListedBackbone]:
+        """See `ExpertRegistry.backbones`."""
+        found = []
+        for repository in self._store.repositories():
+            if (there := self._find_backbone(repository)) is not None:
+                found.append(list_backbone(self._store, repository, *there))
+        return found
+
+    def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
+        """See `ExpertRegistry.backbone`."""
+        repository = self._parse(ref).repository
+        there = self._find_backbone(repository)
+        if there is None:
+            raise RegistryError("not_found", "the repository has no backbone", where=repository)
+        return list_backbone(self._store, repository, *there, tensors=tensors)
+
+    def _find_backbone(self, repository: str) -> tuple[FoundManifest, BackboneTable] | None:
+        try:
+            found = self._store.manifest(repository, BACKBONE_TAG)
+        except RegistryError as error:
+            if error.reason != "not_found":
+                raise
+            return None
+        return found, find_table(self._store, repository, found)
+
+    # --- push -----------------------------------------------------------------------------------------------
+
+    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+        """Publish an `.obm` file; see `ExpertRegistry.push`."""
+        began = time.perf_counter()
+        where = self._parse(ref)
+        if where.tag is None or where.digest is not None:
+            raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
+        source = PathSource(file)
+        with Container.open(source) as container:
+            for defect in container.verify(progress=progress):
+                raise FormatError(defect.reason, defect.detail, where=defect.where)
+            package = package_expert(container, source, self._subject(where.repository, container), progress=progress)
+            rule = require_room(self._store, where, package.digest, move=move)
+            sent, warnings = self._publish(where.repository, package, source, rule, progress)
+        total = package.facts.nbytes + len(package.config)
+        return reports.Transfer(
+            ref=str(where),
+            manifest_digest=package.digest,
+            id=package.facts.artifact_id,
+            sent_bytes=sent,
+            received_bytes=0,
+            reused_bytes=max(0, total - sent),
+            seconds=time.perf_counter() - began,
+            warnings=warnings,
+        )
+
+    def _subject(self, repository: str, container: Container) -> Descriptor:
+        there = self._find_backbone(repository)
+        if there is None:
+            raise RegistryError(
+                "backbone_unknown",
+                "the repository does not have the expert's backbone",
+                where=repository,
+                expected=f"fingerprint {container.manifest.backbone.fingerprint}",
+                got="no backbone",
+                hint=f"run `obm backbone add BASE {repository}` with the checkpoint that it was made from",
+            )
+        found, table = there
+        require_match(container, table, repository)
+        return backbone_descriptor(found.digest, len(found.body))
+
+    def _publish(
+        self, repository: str, package: ExpertPackage, source: PathSource, rule: TagRule, progress: Progress
+    ) -> tuple[int, tuple[str, ...]]:
+        blobs: list[tuple[Descriptor, ReadFrom]] = [(_describe(package.config), _reader(package.config))]
+        blobs += [(layer, partial(_segment_from, source, segment)) for layer, segment in package.layers]
+        sent = 0
+        for attempt in range(_ATTEMPTS):
+            sent += push_blobs(self._store, repository, blobs, progress)
+            progress("waiting for the registry", 0, 1)
+            try:
+                warnings = self._store.put_manifest(repository, package.body, IMAGE_MANIFEST, rule)
+            except RegistryError as error:
+                # a collection with a short grace period can take what was just found there
+                if error.reason != "blob_unknown" or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                progress("waiting for the registry", 1, 1)
+                return sent, warnings
+        raise RegistryError("internal", "a push ended without a result", where=repository)
+
+    # --- pull -----------------------------------------------------------------------------------------------
+
+    def resolve(self, ref: str) -> reports.Resolved:
+        """What a reference to an expert stands for; see `ExpertRegistry.resolve`."""
+        where, found, layers = self._find_expert(ref)
+        return reports.Resolved(ref=str(where), manifest_digest=found.digest, id=layers.artifact_id)
+
+    def pull(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.Transfer:
+        """Write an expert to a file; see `ExpertRegistry.pull`."""
+        began = time.perf_counter()
+        where, found, layers = self._find_expert(ref)
+        held = self._cache.hold(layers, partial(self._store.read_blob, where.repository), progress)
+        if Path(out) != held.path:
+            copy_file(held.path, Path(out))
+        withdrawn = is_withdrawn(self._store, where.repository, found.digest)
+        warnings = (f"{where} was withdrawn: {withdrawn}",) if withdrawn else ()
+        return reports.Transfer(
+            ref=str(where),
+            manifest_digest=found.digest,
+            id=layers.artifact_id,
+            sent_bytes=0,
+            received_bytes=held.received,
+            reused_bytes=held.reused,
+            seconds=time.perf_counter() - began,
+            warnings=tuple(dict.fromkeys((*found.warnings, *warnings))),
+        )
+
+    def _find_expert(self, ref: str) -> tuple[Ref, FoundManifest, ExpertLayers]:
+        where = self._parse(ref)
+        target = _target(where)
+        found = self._store.manifest(where.repository, target)
+        manifest = parse_manifest(found.body, media_type=found.media_type)
+        layers = parse_layers(manifest)
+        self._cache.remember(self._store.name, where.repository, target, found.body)
+        return where, found, layers
+
+    # --- listing, tags, removal -----------------------------------------------------------------------------
+
+    def experts(self, ref: str | None = None) -> list[reports.ListedExpert]:
+        """See `ExpertRegistry.experts`."""
+        if ref is None:
+            return [row for name in self._store.repositories() for row in list_experts(self._store, self._shown, name)]
+        where = self._parse(ref)
+        if where.target is None:
+            return list_experts(self._store, self._shown, where.repository)
+        return list_experts(self._store, self._shown, where.repository, where.target)
+
+    def _shown(self, repository: str) -> str:
+        return f"{self._host}/{repository}" if self._host else repository
+
+    def tag(self, ref: str, name: str, *, move: bool = False) -> reports.Named:
+        """See `ExpertRegistry.tag`."""
+        where = self._parse(ref)
+        found = self._store.manifest(where.repository, _target(where))
+        named = where.with_tag(name)
+        parse_ref(str(named))
+        rule = require_room(self._store, named, found.digest, move=move)
+        self._store.put_manifest(where.repository, found.body, found.media_type or IMAGE_MANIFEST, rule)
+        return reports.Named(ref=str(named), manifest_digest=found.digest)
+
+    def log(self, ref: str) -> list[reports.LogEntry]:
+        """See `ExpertRegistry.log`; a stock registry does not tell."""
+        where = self._parse(ref)
+        return self._history(where.repository, where.tag)
+
+    def remove(self, ref: str) -> reports.Named:
+        """See `ExpertRegistry.remove`."""
+        where = self._parse(ref)
+        found = self._store.manifest(where.repository, _target(where))
+        if where.digest is None:
+            self._store.remove_tag(where.repository, _target(where))
+            return reports.Named(ref=str(where), manifest_digest=found.digest)
+        if parse_manifest(found.body, media_type=found.media_type).artifact_type == BACKBONE_TYPE:
+            needed_by = len(self._store.referrers(where.repository, found.digest, EXPERT_TYPE))
+            if needed_by:
+                raise RegistryError(
+                    "in_use",
+                    f"{needed_by} others need this manifest",
+                    where=ref,
+                    hint="remove them first; `obm ls` lists the experts of a backbone",
+                )
+        self._store.remove_manifest(where.repository, found.digest)
+        return reports.Named(ref=str(where), manifest_digest=found.digest)
+
+    def yank(self, ref: str, *, reason: str = "", undo: bool = False) -> reports.Named:
+        """See `ExpertRegistry.yank`; the mark is a manifest that refers to the expert, so it travels with it."""
+        where, found, _ = self._find_expert(ref)
+        withdraw(self._store, where.repository, found, reason=reason, undo=undo)
+        return reports.Named(ref=str(where), manifest_digest=found.digest)
+
+    def _parse(self, ref: str) -> Ref:
+        where = parse_ref(ref)
+        if where.host is not None and where.host != self._host:
+            raise UsageError(
+                "bad_ref", "the reference names another registry", where=ref, expected=self._host or where.repository
+            )
+        return where
+
+
+def _target(where: Ref) -> str:
+    if where.target is None:
+        hint = f"`obm ls {where.repository}` lists the tags"
+        raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
+    return where.target
+
+
+def _describe(data: bytes) -> Descriptor:
+    return Descriptor(media_type="application/octet-stream", digest=digest_of(data), size=len(data))
+
+
+def _reader(data: bytes) -> ReadFrom:
+    return lambda start: iter([data[start:]])
+
+
+def _segment_from(source: PathSource, segment: Segment, start: int) -> Iterator[bytes]:
+    return segment_chunks(source, Segment(segment.offset + start, segment.nbytes - start))

@@ -1,0 +1,84 @@
+"""What every registry can do for `obm`: the embedded one, a server, an OCI image layout.
+
+References are `[host/]namespace/backbone[:tag][@digest]`. What a kind of registry cannot do raises `unsupported`,
+in one line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from obm_format.progress import Progress, silent
+from obm_registry import reports
+
+
+class ExpertRegistry(Protocol):
+    """Backbones and experts by reference."""
+
+    def __enter__(self) -> Self:
+        """The registry itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Give back what it holds."""
+
+    def add_backbone(
+        self, checkpoint: str | Path, ref: str, *, with_weights: bool = False, progress: Progress = silent
+    ) -> reports.ListedBackbone:
+        """Register a backbone; the same again changes nothing.
+
+        Raises:
+            RegistryError: `tag_exists` when the repository has another backbone.
+        """
+
+    def backbones(self) -> list[reports.ListedBackbone]:
+        """Every backbone of the registry, by repository."""
+
+    def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
+        """The backbone of a repository.
+
+        Raises:
+            RegistryError: `not_found`.
+        """
+
+    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+        """Publish an `.obm` file under a tag; only what the registry lacks is sent.
+
+        Raises:
+            FormatError: the file is damaged.
+            RegistryError: `backbone_unknown`, `tag_exists`, and what the registry refuses.
+            BackboneMismatch: `backbone_mismatch`.
+        """
+
+    def resolve(self, ref: str) -> reports.Resolved:
+        """What a reference to an expert stands for.
+
+        Raises:
+            RegistryError: `not_found`; `bad_manifest` when it is no expert.
+        """
+
+    def pull(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.Transfer:
+        """Write an expert to a file: the very bytes that were pushed, each segment checked.
+
+        Raises:
+            RegistryError: `not_found`, `bad_manifest`, `blob_damaged`.
+            FormatError: the segments are no `.obm` file.
+        """
+
+    def experts(self, ref: str | None = None) -> list[reports.ListedExpert]:
+        """The experts of the registry, of a repository, or the one that a reference names."""
+
+    def tag(self, ref: str, name: str, *, move: bool = False) -> reports.Named:
+        """Give what a reference names another tag in the same repository."""
+
+    def log(self, ref: str) -> list[reports.LogEntry]:
+        """The moves of a tag, or of all tags of a repository, the latest first."""
+
+    def remove(self, ref: str) -> reports.Named:
+        """Remove a tag, or with a digest a manifest and all its tags."""
+
+    def yank(self, ref: str, *, reason: str = "", undo: bool = False) -> reports.Named:
+        """Withdraw an expert, or take that back; it stays where it is."""

@@ -1,0 +1,29 @@
+"""A stock registry, a backbone and an expert, for the tests of the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_files import write_backbone, write_expert
+from stock_registry import stock_registry
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of a stock registry, shared by the tests of a file; each takes names of its own."""
+    with stock_registry(tmp_path_factory.mktemp("stock")) as address:
+        yield address
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small backbone."""
+    return write_backbone(tmp_path / "base")
+
+
+@pytest.fixture
+def expert(tmp_path: Path, base: Path) -> Path:
+    """An expert of it, of several segments where a test makes segments small."""
+    return write_expert(tmp_path / "x.obm", base, added_nbytes=40_000)

@@ -1,0 +1,232 @@
+"""One suite for every kind of registry: what `obm` does by a reference means the same everywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from client_parts import open_there
+from registry_files import write_backbone, write_expert
+
+from obm_format.container.reader import Container
+from obm_format.errors import BackboneMismatch, FormatError, RegistryError, UsageError
+from obm_registry.embedded import open_embedded
+from obm_registry.interface import ExpertRegistry
+from obm_registry.manifest import segments
+
+KINDS = ("embedded", "stock", "file")
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def repository() -> str:
+    """A name that no other test uses: a stock registry is shared."""
+    return f"acme/tiny{next(_numbers)}"
+
+
+@pytest.fixture
+def registry(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ExpertRegistry]:
+    if kind == "embedded":
+        with open_embedded(tmp_path / "home", actor="tester") as embedded:
+            yield embedded
+        return
+    url = f"file://{tmp_path / 'layout'}" if kind == "file" else request.getfixturevalue("stock")
+    with open_there(url, tmp_path) as remote:
+        yield remote
+
+
+@pytest.fixture
+def there(registry: ExpertRegistry, base: Path, repository: str) -> ExpertRegistry:
+    """The registry, with the backbone in it."""
+    registry.add_backbone(base, repository)
+    return registry
+
+
+def reason(error: pytest.ExceptionInfo[RegistryError]) -> str:
+    return error.value.reason
+
+
+def test_backbone_is_told_as_it_was_added(there: ExpertRegistry, base: Path, repository: str) -> None:
+    found = there.backbone(repository)
+    assert (found.ref, found.n_tensors, found.architecture, found.n_experts) == (repository, 3, "TinyModel", 0)
+    assert [t.name for t in found.tensors] == ["w0", "w1", "w2"]
+    again = there.add_backbone(base, repository)
+    assert (again.manifest_digest, again.fingerprint) == (found.manifest_digest, found.fingerprint)
+    assert repository in [row.ref for row in there.backbones()]
+
+
+def test_another_backbone_under_the_name_is_refused(there: ExpertRegistry, tmp_path: Path, repository: str) -> None:
+    other = write_backbone(tmp_path / "other", seed=1)
+    with pytest.raises(RegistryError) as caught:
+        there.add_backbone(other, repository)
+    assert reason(caught) == "tag_exists"
+
+
+def test_pull_gives_the_bytes_that_were_pushed(
+    there: ExpertRegistry, expert: Path, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_NBYTES", 4096)
+    pushed = there.push(expert, f"{repository}:chat")
+    size = expert.stat().st_size
+    assert size < pushed.sent_bytes < size + 1000  # the file and its config
+    pulled = there.pull(f"{repository}:chat", tmp_path / "out.obm")
+    assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
+    with Container.open(str(expert)) as container:
+        assert pushed.id == pulled.id == container.id == there.resolve(f"{repository}:chat").id
+    assert pulled.received_bytes == size
+    by_digest = there.pull(f"{repository}@{pushed.manifest_digest}", tmp_path / "out2.obm")
+    assert by_digest.manifest_digest == pushed.manifest_digest
+
+
+def test_push_sends_only_what_is_missing(there: ExpertRegistry, expert: Path, repository: str) -> None:
+    first = there.push(expert, f"{repository}:a")
+    again = there.push(expert, f"{repository}:b")
+    assert (again.sent_bytes, again.reused_bytes) == (0, first.sent_bytes)
+    assert again.manifest_digest == first.manifest_digest
+
+
+def test_the_manifest_is_the_same_everywhere(
+    there: ExpertRegistry, base: Path, expert: Path, repository: str, tmp_path: Path
+) -> None:
+    with open_embedded(tmp_path / "reference") as reference:
+        reference.add_backbone(base, "other/name")
+        expected = reference.push(expert, "other/name:x")
+    assert there.push(expert, f"{repository}:chat").manifest_digest == expected.manifest_digest
+
+
+def test_ls_tells_what_was_pushed(there: ExpertRegistry, base: Path, tmp_path: Path, repository: str) -> None:
+    for i, task in enumerate(("chat", "math")):
+        there.push(write_expert(tmp_path / f"{task}.obm", base, task=task, seed=i), f"{repository}:{task}-v1")
+    rows = there.experts(repository)
+    assert [(row.ref, row.task, row.position) for row in rows] == [
+        (f"{shown(there, repository)}:chat-v1", "chat", "linear"),
+        (f"{shown(there, repository)}:math-v1", "math", "linear"),
+    ]
+    assert {row.encodings["sign1"] for row in rows} == {3}
+    assert [row.nbytes for row in rows] == [(tmp_path / f"{t}.obm").stat().st_size for t in ("chat", "math")]
+    assert [row.ref for row in there.experts(f"{repository}:math-v1")] == [rows[1].ref]
+    assert there.backbone(repository, tensors=False).n_experts == 2
+    assert rows[0].ref in [row.ref for row in there.experts()]
+
+
+def shown(there: ExpertRegistry, repository: str) -> str:
+    host = getattr(there, "_host", None)
+    return f"{host}/{repository}" if host else repository
+
+
+def test_tag_moves_only_when_asked(there: ExpertRegistry, base: Path, tmp_path: Path, repository: str) -> None:
+    one, two = (write_expert(tmp_path / f"{i}.obm", base, seed=i) for i in (1, 2))
+    first = there.push(one, f"{repository}:latest")
+    with pytest.raises(RegistryError) as caught:
+        there.push(two, f"{repository}:latest")
+    assert reason(caught) == "tag_exists"
+    assert there.resolve(f"{repository}:latest").manifest_digest == first.manifest_digest
+    second = there.push(two, f"{repository}:latest", move=True)
+    assert there.resolve(f"{repository}:latest").manifest_digest == second.manifest_digest
+    there.pull(f"{repository}@{first.manifest_digest}", tmp_path / "old.obm")
+    assert (tmp_path / "old.obm").read_bytes() == one.read_bytes()
+    named = there.tag(f"{repository}@{first.manifest_digest}", "old")
+    assert there.resolve(named.ref).manifest_digest == first.manifest_digest
+    with pytest.raises(RegistryError) as caught:
+        there.tag(f"{repository}:latest", "old")
+    assert reason(caught) == "tag_exists"
+    there.tag(f"{repository}:latest", "old", move=True)
+    assert there.resolve(f"{repository}:old").manifest_digest == second.manifest_digest
+
+
+def test_an_expert_of_another_backbone_is_refused(there: ExpertRegistry, tmp_path: Path, repository: str) -> None:
+    stranger = write_expert(tmp_path / "s.obm", write_backbone(tmp_path / "other", seed=5))
+    with pytest.raises(BackboneMismatch) as caught:
+        there.push(stranger, f"{repository}:x")
+    assert (caught.value.reason, caught.value.exit_code) == ("backbone_mismatch", 5)
+    assert "w0" in caught.value.message
+    with pytest.raises(RegistryError) as missing:
+        there.push(stranger, "acme/nowhere:x")
+    assert (reason(missing), missing.value.exit_code) == ("backbone_unknown", 5)
+
+
+def test_a_damaged_file_is_refused(there: ExpertRegistry, expert: Path, repository: str) -> None:
+    data = bytearray(expert.read_bytes())
+    data[-1] ^= 1
+    expert.write_bytes(data)
+    with pytest.raises(FormatError):
+        there.push(expert, f"{repository}:x")
+    with pytest.raises(RegistryError):
+        there.resolve(f"{repository}:x")
+
+
+def test_what_is_not_there_is_not_found(there: ExpertRegistry, repository: str, tmp_path: Path) -> None:
+    for ref in (f"{repository}:nothing", f"{repository}@sha256:{'0' * 64}", "acme/nowhere:x"):
+        with pytest.raises(RegistryError) as caught:
+            there.pull(ref, tmp_path / "out.obm")
+        assert (reason(caught), caught.value.exit_code) == ("not_found", 3)
+    assert not (tmp_path / "out.obm").exists()
+    with pytest.raises(RegistryError) as caught:
+        there.pull(f"{repository}:backbone", tmp_path / "out.obm")
+    assert reason(caught) == "bad_manifest"
+    with pytest.raises(UsageError):
+        there.pull(repository, tmp_path / "out.obm")
+
+
+def test_yank_warns_whoever_pulls_and_can_be_undone(
+    there: ExpertRegistry, expert: Path, repository: str, tmp_path: Path
+) -> None:
+    ref = f"{repository}:chat"
+    there.push(expert, ref)
+    there.yank(ref, reason="wrong \x1b[31msplit")
+    pulled = there.pull(ref, tmp_path / "out.obm")
+    assert any("wrong" in warning for warning in pulled.warnings)
+    (row,) = there.experts(repository)
+    assert row.yanked is not None
+    assert "split" in row.yanked
+    there.yank(ref, undo=True)
+    assert there.pull(ref, tmp_path / "out.obm").warnings == ()
+    assert there.experts(repository)[0].yanked is None
+
+
+def test_remove_by_digest_takes_the_expert_away(
+    there: ExpertRegistry, expert: Path, repository: str, tmp_path: Path
+) -> None:
+    digest = there.push(expert, f"{repository}:chat").manifest_digest
+    backbone = there.backbone(repository).manifest_digest
+    with pytest.raises(RegistryError) as caught:
+        there.remove(f"{repository}@{backbone}")
+    assert reason(caught) == "in_use"
+    there.remove(f"{repository}@{digest}")
+    with pytest.raises(RegistryError):
+        there.pull(f"{repository}:chat", tmp_path / "out.obm")
+    assert there.experts(repository) == []
+    assert there.backbone(repository).n_experts == 0
+
+
+def test_remove_a_tag(kind: str, there: ExpertRegistry, expert: Path, repository: str) -> None:
+    there.push(expert, f"{repository}:a")
+    there.push(expert, f"{repository}:b")
+    if kind == "stock":
+        with pytest.raises(RegistryError) as caught:
+            there.remove(f"{repository}:a")
+        assert reason(caught) == "unsupported"
+        return
+    there.remove(f"{repository}:a")
+    assert [row.ref.partition(":")[2] for row in there.experts(repository)] == ["b"]
+    there.remove(f"{repository}:b")
+    (row,) = there.experts(repository)
+    assert "@sha256:" in row.ref
+
+
+def test_log(kind: str, there: ExpertRegistry, expert: Path, repository: str) -> None:
+    there.push(expert, f"{repository}:a")
+    if kind != "embedded":
+        with pytest.raises(RegistryError) as caught:
+            there.log(f"{repository}:a")
+        assert reason(caught) == "unsupported"
+        return
+    assert len(there.log(f"{repository}:a")) == 1

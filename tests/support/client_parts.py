@@ -1,0 +1,21 @@
+"""Parts of the client for tests: folders of its own, no pauses between tries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from obm_registry.client.http import Patience
+from obm_registry.client.open import Places, open_client
+from obm_registry.client.registry import ClientRegistry
+
+HASTE = Patience(stall_s=20.0, pause_s=0.0, sleep=lambda seconds: None)
+
+
+def places(folder: Path, *, offline: bool = False, limit: int = 10**9) -> Places:
+    """Home and cache under `folder`."""
+    return Places(home=folder / "home", cache=folder / "cache", limit=limit, offline=offline)
+
+
+def open_there(url: str, folder: Path, *, offline: bool = False, patience: Patience = HASTE) -> ClientRegistry:
+    """The registry at `url`, with home and cache under `folder`."""
+    return open_client(url, places(folder, offline=offline), patience=patience)

@@ -35,6 +35,8 @@ COMMANDS: dict[str, str] = {
     "yank": "Mark a published expert as not to be used.",
     "gc": "Delete stored bytes that nothing refers to.",
     "fsck": "Check the registry's catalog against its bytes.",
+    "serve": "Serve the registry over HTTP.",
+    "token": "Make, list and revoke the tokens that a server takes.",
 }
 
 

@@ -337,9 +337,9 @@ class EmbeddedRegistry:
         """
         where = _local(ref)
         if undo:
-            found = tags.unyank(self._registry, where.repository, _target(where))
+            found = tags.unyank(self._registry, where.repository, _target(where), actor=self._actor)
         else:
-            found = tags.yank(self._registry, where.repository, _target(where), reason)
+            found = tags.yank(self._registry, where.repository, _target(where), reason, actor=self._actor)
         return reports.Named(ref=str(where), manifest_digest=found.digest)
 
     def _find(self, ref: str) -> tuple[Ref, Manifest]:

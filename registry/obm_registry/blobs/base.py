@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from obm_format.errors import RegistryError
@@ -48,6 +49,17 @@ class BlobStore(Protocol):
             RegistryError: `disk_full` or `io`.
         """
 
+    def resume(self, key: str, nbytes: int) -> AbstractContextManager[ObjectWriter]:
+        """A context that appends to an object, made when it is not there yet, behind its first `nbytes` bytes.
+
+        Whatever the object has beyond them is cut off first. However the block ends, what was written is
+        durable.
+
+        Raises:
+            RegistryError: `busy` when somebody else is writing to it, `blob_damaged` when it has fewer bytes,
+                `disk_full`, `io`.
+        """
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The bytes [start, stop) of an object in chunks of at most 1 MiB.
 
@@ -55,6 +67,9 @@ class BlobStore(Protocol):
             RegistryError: `blob_damaged` when the object is missing or too short, `io` when it cannot be
                 read.
         """
+
+    def local_path(self, key: str) -> Path | None:
+        """The file that is the object, for stores on a local disk; None for others."""
 
     def nbytes(self, key: str) -> int | None:
         """Size of an object, None when there is none."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, exists, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from obm_registry.catalog import tables as t
-from obm_registry.catalog.rows import Blob
+from obm_registry.catalog.rows import Blob, Upload
 
 LIVE = "live"
 DELETING = "deleting"
@@ -125,10 +125,31 @@ class Blobs:
 
     # --- uploads --------------------------------------------------------------------------------------------
 
-    def begin_upload(self, storage_key: str, repo_id: int, now: int) -> None:
-        """Reserve a storage key for bytes that are about to arrive."""
-        values = {"storage_key": storage_key, "repo_id": repo_id, "touched_at": now}
+    def begin_upload(
+        self, storage_key: str, repo_id: int, now: int, *, session: str | None = None, algorithm: str | None = None
+    ) -> None:
+        """Reserve a storage key for bytes that are about to arrive, in one go or over several calls."""
+        values = {
+            "storage_key": storage_key,
+            "repo_id": repo_id,
+            "touched_at": now,
+            "session": session,
+            "algorithm": algorithm,
+        }
         self.connection.execute(insert(t.upload).values(values))
+
+    def upload(self, repo_id: int, session: str) -> Upload | None:
+        """The upload of the repository with this session name."""
+        columns = (t.upload.c[name] for name in ("session", "repo_id", "storage_key", "algorithm", "received"))
+        query = select(*columns).where(t.upload.c.repo_id == repo_id, t.upload.c.session == session)
+        row = self.connection.execute(query).first()
+        return Upload(**row._mapping) if row else None
+
+    def note_received(self, storage_key: str, before: int, received: int, now: int) -> bool:
+        """Record how far an upload has come; False when it is gone or has come elsewhere meanwhile."""
+        where = (t.upload.c.storage_key == storage_key, t.upload.c.received == before)
+        result = self.connection.execute(update(t.upload).where(*where).values(received=received, touched_at=now))
+        return result.rowcount == 1
 
     def end_upload(self, storage_key: str) -> bool:
         """Give the reservation up; False when a collection has taken it already."""

@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 from obm_format.errors import RegistryError
 
-HEAD = "0001"  # the newest migration; a database that has it already needs no Alembic
+HEAD = "0002"  # the newest migration; a database that has it already needs no Alembic
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 60.0
 

@@ -18,6 +18,7 @@ _NAMESPACE = (
     t.namespace.c.quota_bytes,
     t.namespace.c.subject_policy,
     t.namespace.c.immutable_tags,
+    t.namespace.c.visibility,
 )
 
 
@@ -67,6 +68,7 @@ class Names:
             "quota_bytes": namespace.quota_nbytes,
             "subject_policy": namespace.subject_policy,
             "immutable_tags": " ".join(namespace.immutable_tags),
+            "visibility": namespace.visibility,
         }
         self.connection.execute(update(t.namespace).where(t.namespace.c.id == namespace.id).values(values))
 
@@ -93,4 +95,5 @@ def _namespace(row: RowMapping) -> Namespace:
         quota_nbytes=row["quota_bytes"],
         subject_policy=row["subject_policy"],
         immutable_tags=tuple(row["immutable_tags"].split()),
+        visibility=row["visibility"],
     )

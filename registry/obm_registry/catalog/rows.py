@@ -21,6 +21,8 @@ class Namespace:
         quota_nbytes: most bytes of blobs and manifests, or None.
         subject_policy: `require`, `warn` or `accept`: what happens to an expert without its backbone.
         immutable_tags: shell patterns of tags that always name the manifest that they named first.
+        visibility: `public` or `private`: whether who has no token may pull, where a server lets such callers
+            in at all.
     """
 
     id: int
@@ -28,6 +30,7 @@ class Namespace:
     quota_nbytes: int | None
     subject_policy: str
     immutable_tags: tuple[str, ...]
+    visibility: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,82 @@ class Blob:
     size: int
     storage_key: str
     touched_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """An upload that goes on over several calls.
+
+    Args:
+        session: its random name.
+        repo_id: the repository that it is for.
+        storage_key: where the blob store keeps what has arrived.
+        algorithm: hash that the caller said it would use, for a head start only.
+        received: bytes that have arrived and are durable.
+    """
+
+    session: str
+    repo_id: int
+    storage_key: str
+    algorithm: str
+    received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Somebody who may hold tokens; `roles` by namespace, "*" for all namespaces."""
+
+    id: int
+    name: str
+    roles: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One token as it is kept: the SHA-256 of its secret, never the secret.
+
+    Args:
+        public_id: the part of a token that may be shown.
+        principal: whose it is.
+        secret_sha256: 64 hexadecimal digits.
+        scopes: what it is good for, of what its owner may do; empty for everything.
+        created_at: when it was made.
+        expires_at: when it ends, or None.
+        revoked_at: when it was revoked, or None.
+    """
+
+    public_id: str
+    principal: str
+    secret_sha256: str
+    scopes: tuple[str, ...]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One line of the audit log.
+
+    Args:
+        id: key in the catalog; grows with time.
+        at: when.
+        actor: who.
+        action: what was done, one word.
+        subject: to what: a repository, a reference, a namespace, a token.
+        detail: further facts, "" for none.
+        previous: hash of the line before, "" for the first.
+        hash: SHA-256 over all fields above but the id.
+    """
+
+    id: int
+    at: int
+    actor: str
+    action: str
+    subject: str
+    detail: str
+    previous: str
+    hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

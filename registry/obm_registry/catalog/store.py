@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
+from obm_registry.catalog.access import Access
+from obm_registry.catalog.audit import Audit
 from obm_registry.catalog.blobs import Blobs
 from obm_registry.catalog.database import open_sqlite, transaction
 from obm_registry.catalog.lineage import Lineage
@@ -29,6 +31,8 @@ class Session:
     manifests: Manifests
     tags: Tags
     lineage: Lineage
+    access: Access
+    audit: Audit
     connection: Connection
 
     def defects(self) -> list[str]:
@@ -85,5 +89,7 @@ def _session(connection: Connection) -> Session:
         manifests=Manifests(connection),
         tags=Tags(connection),
         lineage=Lineage(connection),
+        access=Access(connection),
+        audit=Audit(connection),
         connection=connection,
     )

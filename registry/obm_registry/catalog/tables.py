@@ -46,7 +46,10 @@ namespace = Table(
     Column("subject_policy", String(16), nullable=False),
     Column("immutable_tags", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # whether who has no token may pull, where the server lets such callers in at all
+    Column("visibility", String(8), nullable=False, server_default="public"),
     CheckConstraint("subject_policy IN ('require', 'warn', 'accept')", name="subject_policy"),
+    CheckConstraint("visibility IN ('public', 'private')", name="visibility"),
 )
 
 repository = Table(
@@ -165,6 +168,11 @@ upload = Table(
     Column("storage_key", String(64), primary_key=True),
     Column("repo_id", ForeignKey("repository.id", ondelete="CASCADE"), nullable=False),
     Column("touched_at", BigInteger, nullable=False, index=True),
+    # set for uploads that go on over several calls
+    Column("session", String(32)),
+    Column("algorithm", String(8)),
+    Column("received", BigInteger, nullable=False, server_default="0"),
+    Index("uq_upload_session", "session", unique=True),
 )
 
 backbone = Table(
@@ -195,4 +203,49 @@ expert = Table(
     Column("alpha_mean", Float),
     Column("alpha_max", Float),
     Index("ix_expert_backbone_id_task", "backbone_id", "task"),
+)
+
+principal = Table(
+    "principal",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+member = Table(
+    "member",
+    metadata,
+    Column("principal_id", ForeignKey("principal.id", ondelete="CASCADE"), nullable=False),
+    Column("namespace", String(229), nullable=False, index=True),  # "*" for all of them
+    Column("role", String(10), nullable=False),
+    PrimaryKeyConstraint("principal_id", "namespace"),
+    CheckConstraint("role IN ('reader', 'writer', 'maintainer', 'admin')", name="role"),
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("principal_id", ForeignKey("principal.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("public_id", String(16), nullable=False, unique=True),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+# rows are chained by hashes; triggers refuse to change or delete one
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
 )

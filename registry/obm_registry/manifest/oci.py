@@ -19,6 +19,10 @@ IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+_NONDISTRIBUTABLE = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 EMPTY_BODY = b"{}"
 TITLE = "org.opencontainers.image.title"
@@ -46,6 +50,11 @@ class Descriptor:
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_nondistributable(self) -> bool:
+        """Whether the bytes are a layer that its owner hands out elsewhere."""
+        return self.media_type.startswith(_NONDISTRIBUTABLE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OciManifest:
@@ -70,8 +79,13 @@ class OciManifest:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def required_blobs(self) -> tuple[Descriptor, ...]:
+        """Config and layers without those that the image spec lets a registry lack."""
+        return tuple(blob for blob in self.blobs if not blob.is_nondistributable)
+
+    @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Config and layers: the blobs that have to be there."""
+        """Config and layers."""
         return ((self.config,) if self.config else ()) + self.layers
 
 

@@ -45,12 +45,16 @@ class Admission:
 def require_blobs(session: Session, repo: Repository, manifest: OciManifest) -> dict[str, Blob]:
     """The blobs that a manifest names, by digest, within the caller's transaction.
 
+    Layers that the image spec lets a registry lack are left out when they are not there.
+
     Raises:
         RegistryError: `blob_unknown` for one that is not there, `bad_manifest` for one of another size.
     """
     found = session.blobs.linked_many(repo.id, (blob.digest for blob in manifest.blobs))
     for blob in manifest.blobs:
         if blob.digest not in found:
+            if blob.is_nondistributable:
+                continue
             raise unknown_blob(repo.name, blob.digest)
         if found[blob.digest].size != blob.size:
             raise bad_manifest(f"the size of {blob.digest}", str(found[blob.digest].size), blob.size)

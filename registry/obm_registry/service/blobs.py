@@ -87,7 +87,7 @@ def put_blob(registry: Registry, repository: str, chunks: Iterable[bytes], diges
         session.blobs.begin_upload(key, repo.id, registry.clock())
     try:
         size = _receive(registry, key, chunks, parse_digest(digest))
-        blob = _adopt(registry, name, key, digest, size)
+        blob = adopt(registry, name, key, digest, size)
     except BaseException:
         _abandon(registry, key)
         raise
@@ -105,18 +105,29 @@ def _receive(registry: Registry, key: str, chunks: Iterable[bytes], digest: str)
             writer.write(chunk)
             size += len(chunk)
         if total.hexdigest() != expected:
-            raise RegistryError(
-                "blob_digest",
-                "the bytes do not hash to the digest that they were sent under",
-                expected=digest,
-                got=f"{algorithm}:{total.hexdigest()}",
-                hint="send them again",
-            )
+            raise wrong_digest(digest, f"{algorithm}:{total.hexdigest()}")
     return size
 
 
-def _adopt(registry: Registry, repository: str, key: str, digest: str, size: int) -> Blob:
-    """Make the received object live, or take the live one that has the same digest."""
+def wrong_digest(expected: str, got: str) -> RegistryError:
+    """The refusal of bytes that are not what they were sent as."""
+    message = "the bytes do not hash to the digest that they were sent under"
+    return RegistryError("blob_digest", message, expected=expected, got=got, hint="send them again")
+
+
+def adopt(registry: Registry, repository: str, key: str, digest: str, size: int) -> Blob:
+    """Make a received object live, or take the live one that has the same digest.
+
+    Args:
+        registry: where.
+        repository: may read the blob then.
+        key: the object, whose upload ends with this.
+        digest: what its bytes hash to; the caller has checked that.
+        size: number of its bytes.
+
+    Raises:
+        RegistryError: `blob_unknown` when a collection took the upload, `quota_exceeded`.
+    """
     now = registry.clock()
     with registry.catalog.write() as session:
         if not session.blobs.end_upload(key):
@@ -175,7 +186,7 @@ def mount_blob(registry: Registry, repository: str, digest: str, source: str | N
     return True
 
 
-def remove_blob(registry: Registry, repository: str, digest: str) -> None:
+def remove_blob(registry: Registry, repository: str, digest: str, *, actor: str) -> None:
     """Take a blob from a repository; the bytes go with the next collection, unless others use them.
 
     Raises:
@@ -189,6 +200,7 @@ def remove_blob(registry: Registry, repository: str, digest: str) -> None:
         if session.blobs.is_used_in(repo.id, blob.id):
             raise RegistryError("in_use", "a manifest of the repository names this blob", where=digest)
         session.blobs.unlink(repo.id, blob.id)
+        session.audit.record(actor, "blob.remove", f"{repository}@{digest}", registry.clock())
 
 
 def unknown_blob(repository: str, digest: str) -> RegistryError:

@@ -116,8 +116,8 @@ def _manifest_problems(registry: Registry, manifest: Manifest) -> Iterator[Probl
         still_there = session.manifests.get(manifest.repo_id, manifest.digest) is not None
     if not still_there:
         return
-    if edges != len(parsed.blobs):
+    if not len(parsed.required_blobs) <= edges <= len(parsed.blobs):
         yield Problem(reason="bad_manifest", where=manifest.digest, detail="blobs of the manifest are not recorded")
-    for blob in parsed.blobs:
+    for blob in parsed.required_blobs:
         if blob.digest not in known:
             yield Problem(reason="blob_unknown", where=blob.digest, detail=f"{manifest.digest} names it")

@@ -40,7 +40,7 @@ def list_expert(row: ExpertRow) -> reports.ListedExpert:
         alpha_max=facts.alpha_max,
         fingerprint=facts.fingerprint,
         pushed_by=row.pushed_by,
-        pushed_at=_iso(row.pushed_at),
+        pushed_at=iso_time(row.pushed_at),
         yanked=None if row.yanked_at is None else row.yank_reason or "no reason given",
     )
 
@@ -52,9 +52,10 @@ def log_entry(event: TagEvent) -> reports.LogEntry:
         old_digest=event.old_digest,
         new_digest=event.new_digest,
         actor=event.actor,
-        at=_iso(event.at),
+        at=iso_time(event.at),
     )
 
 
-def _iso(milliseconds: int) -> str:
+def iso_time(milliseconds: int) -> str:
+    """Milliseconds since 1970 as ISO 8601 text, UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

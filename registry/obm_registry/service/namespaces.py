@@ -10,6 +10,7 @@ from obm_registry.refs import is_repository, printable
 from obm_registry.service.registry import Registry
 
 SUBJECT_POLICIES = ("require", "warn", "accept")
+VISIBILITIES = ("public", "private")
 
 
 def namespace_rules(registry: Registry, name: str) -> Namespace:
@@ -32,6 +33,7 @@ def set_namespace_rules(
     quota_nbytes: int | None,
     subject_policy: str,
     immutable_tags: tuple[str, ...],
+    visibility: str = "public",
 ) -> Namespace:
     """Set the rules of a namespace; they hold from the next publication on.
 
@@ -41,6 +43,8 @@ def set_namespace_rules(
         quota_nbytes: most bytes of its blobs and manifests, or None.
         subject_policy: `require`, `warn` or `accept`: what happens to an expert without its backbone.
         immutable_tags: shell patterns of tags that always name what they named first; no white space in them.
+        visibility: `public` or `private`: whether who has no token may pull, where a server lets such callers
+            in at all.
 
     Raises:
         UsageError: `bad_ref`; `usage` for values outside their range.
@@ -48,6 +52,9 @@ def set_namespace_rules(
     if subject_policy not in SUBJECT_POLICIES:
         expected = ", ".join(SUBJECT_POLICIES)
         raise UsageError("usage", "unknown subject policy", expected=expected, got=printable(subject_policy))
+    if visibility not in VISIBILITIES:
+        expected = ", ".join(VISIBILITIES)
+        raise UsageError("usage", "unknown visibility", expected=expected, got=printable(visibility))
     if quota_nbytes is not None and quota_nbytes < 0:
         raise UsageError("usage", "a quota is not negative", got=quota_nbytes)
     if any(not pattern or any(c.isspace() for c in pattern) for pattern in immutable_tags):
@@ -57,6 +64,7 @@ def set_namespace_rules(
         quota_nbytes=quota_nbytes,
         subject_policy=subject_policy,
         immutable_tags=immutable_tags,
+        visibility=visibility,
     )
     with registry.catalog.write() as session:
         session.names.set_rules(rules)

@@ -71,6 +71,7 @@ def put_manifest(
         created = stored is None
         if stored is None:
             stored = _insert(session, repo, manifest, body, own, admission, change.actor, now)
+            session.audit.record(change.actor, "manifest.push", f"{name}@{own}", now, manifest.artifact_type)
         for tag in tags:
             point_tag(session, repo, tag, stored, change, now)
         require_quota(session, repo.namespace)
@@ -111,7 +112,7 @@ def _insert(
         body=body,
         subject_digest=manifest.subject.digest if manifest.subject else None,
         config=blobs[manifest.config.digest].id if manifest.config else None,
-        layers=tuple(blobs[layer.digest].id for layer in manifest.layers),
+        layers=tuple(blobs[layer.digest].id for layer in manifest.layers if layer.digest in blobs),
         children=tuple((i, child.id) for i, child in children if child is not None),
     )
     key = session.manifests.insert(repo.id, new, actor, now)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from obm_format.errors import RegistryError
 from obm_registry.blobs.base import BlobStore
 from obm_registry.catalog.rows import Namespace, Repository
 from obm_registry.catalog.store import Catalog, Session
 from obm_registry.refs import parse_repository
+from obm_registry.service.hashes import RunningHashes
 
 
 def now_ms() -> int:
@@ -29,11 +30,13 @@ class Registry:
         catalog: the rows.
         blobs: the objects.
         clock: milliseconds since 1970, UTC.
+        hashes: running hashes of uploads under way in this process.
     """
 
     catalog: Catalog
     blobs: BlobStore
     clock: Callable[[], int] = now_ms
+    hashes: RunningHashes = field(default_factory=RunningHashes)
 
 
 def require_repository(session: Session, name: str) -> Repository:

@@ -83,6 +83,7 @@ def point_tag(session: Session, repo: Repository, name: str, manifest: Manifest,
     session.tags.point(repo.id, name, manifest.id, change.actor, now)
     event = TagEvent(name=name, old_digest=current, new_digest=manifest.digest, actor=change.actor, at=now)
     session.tags.record(repo.id, event)
+    session.audit.record(change.actor, "tag.set", f"{repo.name}:{name}", now, manifest.digest)
 
 
 def move_tag(registry: Registry, repository: str, target: str, name: str, change: TagChange) -> Manifest:
@@ -129,11 +130,13 @@ def remove(registry: Registry, repository: str, target: str, actor: str) -> None
         for name in session.tags.names_of(manifest.id):
             _drop_tag(session, repo, name, manifest.digest, actor, registry.clock())
         session.manifests.delete(manifest.id)
+        session.audit.record(actor, "manifest.remove", f"{repository}@{target}", registry.clock())
 
 
 def _drop_tag(session: Session, repo: Repository, name: str, digest: str, actor: str, now: int) -> None:
     session.tags.delete(repo.id, name)
     session.tags.record(repo.id, TagEvent(name=name, old_digest=digest, new_digest=None, actor=actor, at=now))
+    session.audit.record(actor, "tag.remove", f"{repo.name}:{name}", now, digest)
 
 
 def tag_history(registry: Registry, repository: str, name: str | None = None) -> list[TagEvent]:
@@ -150,7 +153,7 @@ def tag_history(registry: Registry, repository: str, name: str | None = None) ->
     return events
 
 
-def yank(registry: Registry, repository: str, target: str, reason: str) -> Manifest:
+def yank(registry: Registry, repository: str, target: str, reason: str, *, actor: str) -> Manifest:
     """Withdraw a manifest: it stays where it is, and whoever fetches it is told.
 
     Raises:
@@ -159,10 +162,11 @@ def yank(registry: Registry, repository: str, target: str, reason: str) -> Manif
     with registry.catalog.write() as session:
         manifest = require_manifest(session, require_repository(session, repository), target)
         session.manifests.set_yanked(manifest.id, registry.clock(), reason)
+        session.audit.record(actor, "manifest.yank", f"{repository}@{manifest.digest}", registry.clock(), reason)
     return manifest
 
 
-def unyank(registry: Registry, repository: str, target: str) -> Manifest:
+def unyank(registry: Registry, repository: str, target: str, *, actor: str) -> Manifest:
     """Take back that a manifest was withdrawn.
 
     Raises:
@@ -171,4 +175,5 @@ def unyank(registry: Registry, repository: str, target: str) -> Manifest:
     with registry.catalog.write() as session:
         manifest = require_manifest(session, require_repository(session, repository), target)
         session.manifests.set_yanked(manifest.id, None, None)
+        session.audit.record(actor, "manifest.unyank", f"{repository}@{manifest.digest}", registry.clock())
     return manifest

@@ -66,13 +66,13 @@ def test_put_that_breaks_off_keeps_nothing(registry: Registry) -> None:
 def test_put_interrupted_after_its_commit_keeps_the_live_object(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adopt = blobs._adopt
+    adopt = blobs.adopt
 
     def adopt_then_stop(*args: Any) -> Blob:  # noqa: ANN401 - passed on as they are
         adopt(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blobs, "_adopt", adopt_then_stop)
+    monkeypatch.setattr(blobs, "adopt", adopt_then_stop)
     with pytest.raises(KeyboardInterrupt):
         push_blob(registry, b"data")
     assert b"".join(read_blob(registry, REPO, digest_of(b"data"))) == b"data"
@@ -109,17 +109,17 @@ def test_remove_takes_the_blob_from_this_repository_alone(registry: Registry) ->
     digest = digest_of(b"data")
     push_blob(registry, b"data")
     mount_blob(registry, "other/place", digest)
-    remove_blob(registry, REPO, digest)
+    remove_blob(registry, REPO, digest, actor="tester")
     assert not offer_blob(registry, REPO, digest)
     assert offer_blob(registry, "other/place", digest)
     with pytest.raises(RegistryError):
-        remove_blob(registry, REPO, digest)
+        remove_blob(registry, REPO, digest, actor="tester")
 
 
 def test_remove_of_a_blob_that_a_manifest_names_is_refused(registry: Registry) -> None:
     push_thing(registry, b"data")
     with pytest.raises(RegistryError) as caught:
-        remove_blob(registry, REPO, digest_of(b"data"))
+        remove_blob(registry, REPO, digest_of(b"data"), actor="tester")
     assert caught.value.reason == "in_use"
 
 

@@ -107,9 +107,9 @@ def test_remove_of_a_manifest_that_an_index_needs_is_refused(registry: Registry)
 
 def test_yanked_manifest_stays_and_says_why(registry: Registry) -> None:
     push_thing(registry, b"1", tags=["a"])
-    yank(registry, REPO, "a", "wrong data")
+    yank(registry, REPO, "a", "wrong data", actor="tester")
     assert find_manifest(registry, REPO, "a").yank_reason == "wrong data"
-    unyank(registry, REPO, "a")
+    unyank(registry, REPO, "a", actor="tester")
     assert find_manifest(registry, REPO, "a").yanked_at is None
 
 

@@ -1,0 +1,72 @@
+"""The folder of a registry on this machine: catalog, blobs, and the file with the first administrator's token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from obm_format.errors import UsageError
+from obm_registry.blobs.local import LocalBlobs
+from obm_registry.catalog.store import open_catalog
+from obm_registry.durable import disk_errors
+from obm_registry.service.access import EVERYWHERE, create_token, list_members, set_role
+from obm_registry.service.registry import Registry
+
+ADMIN = "admin"
+TOKEN_FILE = "admin.token"  # noqa: S105 - a file name
+
+
+@contextlib.contextmanager
+def open_home(home: Path, *, db: str | None = None, blobs: str | None = None) -> Iterator[Registry]:
+    """Open or create a registry.
+
+    Args:
+        home: the folder; made, for its owner alone, when it is not there. It must be on a local disk.
+        db: URL of the catalog, `sqlite:///PATH`; None for `registry.sqlite3` in `home`.
+        blobs: URL of the blobs, `file:///PATH`; None for `data` in `home`.
+
+    Raises:
+        UsageError: `usage` for a URL of another kind.
+        RegistryError: `io`, `busy`, `disk_full`.
+    """
+    path = home / "registry.sqlite3" if db is None else _local_path(db, "sqlite", "--db")
+    folder = home / "data" if blobs is None else _local_path(blobs, "file", "--blobs")
+    with disk_errors(str(home)):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    catalog = open_catalog(path)
+    try:
+        yield Registry(catalog=catalog, blobs=LocalBlobs(folder))
+    finally:
+        catalog.close()
+
+
+def _local_path(url: str, scheme: str, where: str) -> Path:
+    parts = urlsplit(url)
+    if parts.scheme != scheme or parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
+        message = "this version keeps the registry on a local disk"
+        raise UsageError("usage", message, where=where, expected=f"{scheme}:///PATH", got=url)
+    return Path(unquote(parts.path))
+
+
+def ensure_admin(registry: Registry, home: Path) -> Path:
+    """Make the first administrator and a file with its token, unless there is an administrator already.
+
+    Returns:
+        The file, which only its owner may read. Whoever has stored the token elsewhere may delete it.
+    """
+    path = home / TOKEN_FILE
+    if "admin" in list_members(registry, EVERYWHERE).values():
+        return path
+    token, _ = create_token(registry, ADMIN, actor=ADMIN)
+    with disk_errors(str(path)):
+        path.unlink(missing_ok=True)  # of a start that was cut off before the role was given
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    set_role(registry, ADMIN, EVERYWHERE, "admin", actor=ADMIN)
+    return path

@@ -14,6 +14,7 @@ from obm_format.codecs import affine, catalogue, raw, rtvq, sign1, sparse, tern1
 from obm_format.codecs.alphas import AlphaChoice
 from obm_format.codecs.base import Encoded, with_tail
 from obm_format.container.header import Header
+from obm_format.container.sources import BytesSource
 from obm_format.errors import BackboneMismatch, FormatError, ObmError, UsageError
 from obm_format.expert import Expert, ExpertWriter, open_expert
 from obm_format.kernels import ReferenceKernels
@@ -425,3 +426,67 @@ def test_words_have_the_dtype_of_the_record(tmp_path: Path) -> None:
         encoded = sign1.encode(d, AlphaChoice(), rows=4, kernels=KERNELS)
         with one(tmp_path / f"{dtype.name}.obm", tuned, base, encoded, dtype=dtype, base_dtype=dtype) as expert:
             assert expert.rebuild("w", base).dtype == words_dtype(dtype)
+
+
+# --- some planes of several ---
+
+
+class _Watched(BytesSource):
+    """Bytes that remember which of them were read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        self.reads.append((offset, offset + nbytes))
+        return super().read(offset, nbytes)
+
+
+PLANES = {
+    "matrix": AlphaChoice(granularity=Granularity.MATRIX),
+    "row": ROW,
+    "group": AlphaChoice(granularity=Granularity.GROUP, group=64),
+}
+
+
+@pytest.mark.parametrize("grain", PLANES)
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_first_planes_alone_are_what_they_encode(tmp_path: Path, grain: str, planes: int) -> None:
+    base = random_words(1, (6, 200), BF16)
+    tuned = nudge(base)
+    d = KERNELS.subtract(tuned, BF16, base, BF16)
+    one(tmp_path / "x.obm", tuned, base, sign1.encode(d, PLANES[grain], rows=6, planes=3, kernels=KERNELS)).close()
+    alone = sign1.encode(d, PLANES[grain], rows=6, planes=planes, kernels=KERNELS)
+    expected = one(tmp_path / "y.obm", tuned, base, alone).values("w")
+    source = _Watched((tmp_path / "x.obm").read_bytes())
+    with open_expert(source, kernels=KERNELS) as expert:
+        later = [expert.header.parts[f"w#bits{plane}"] for plane in range(planes, 3)]
+        source.reads.clear()
+        np.testing.assert_array_equal(expert.values("w", planes=planes), expected)
+        np.testing.assert_array_equal(expert.values("w", rows=slice(2, 5), planes=planes), expected[2:5])
+        assert expert.operand("w", planes=planes).bits[0].shape == (6, 25)
+        assert len(expert.operand("w", planes=planes).bits) == planes
+        for part in later:
+            assert all(stop <= part.offset or start >= part.offset + part.padded_nbytes for start, stop in source.reads)
+        assert not np.array_equal(expert.values("w"), expected) or planes == 3
+        np.testing.assert_array_equal(expert.values("w", planes=9), expert.values("w"))
+
+
+def test_damage_in_a_later_plane_is_no_matter_for_the_first(tmp_path: Path) -> None:
+    one(tmp_path / "x.obm", TUNED, BASE, sign1.encode(D, ROW, rows=8, planes=2, kernels=KERNELS)).close()
+    data = bytearray((tmp_path / "x.obm").read_bytes())
+    with open_expert(bytes(data)) as expert:
+        data[expert.header.parts["w#bits1"].offset] ^= 1
+    with open_expert(bytes(data)) as expert:
+        expert.values("w", planes=1)
+        with pytest.raises(FormatError):
+            expert.values("w")
+
+
+def test_planes_are_at_least_one_and_only_of_signs(tmp_path: Path) -> None:
+    expert = one(tmp_path / "x.obm", TUNED, BASE, APPROXIMATE["sign1"])
+    with pytest.raises(UsageError):
+        expert.values("w", planes=0)
+    other = one(tmp_path / "y.obm", TUNED, BASE, affine.encode(D, bits=4, rows=8))
+    np.testing.assert_array_equal(other.values("w", planes=1), other.values("w"))

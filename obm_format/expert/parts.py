@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from obm_format.codecs.base import FrameInfo, Span
 from obm_format.container.reader import Container
 from obm_format.errors import BackboneMismatch, UsageError
-from obm_format.layout import default_rows
-from obm_format.model import AffineParams, TensorRecord, ZeroParams
+from obm_format.layout import alpha_nbytes, default_rows
+from obm_format.model import AffineParams, SignParams, TensorRecord, ZeroParams
 
 
 class RecordParts:
-    """A `PartReader` over one record of a container."""
+    """A `PartReader` over one record of a container.
+
+    Args:
+        container: the file.
+        record: one of its records, or what `first_planes` makes of one.
+    """
 
     def __init__(self, container: Container, record: TensorRecord) -> None:
         self._container = container
@@ -41,7 +46,7 @@ class RecordParts:
 
     def alphas(self) -> bytes:
         """See `PartReader.alphas`."""
-        return self._container.alphas(self._record)
+        return self._container.alphas(self._record)[: alpha_nbytes(self._record)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,21 @@ def cut_rows(record: TensorRecord, rows: slice | None = None) -> RowCut:
     covered = Span(min(first, old) * width, min(last, old) * width)
     tail = Span((max(first, old) - old) * width, (max(last, old) - old) * width)
     return RowCut(shape=(last - first, *shape[1:]) if shape else (), covered=covered, tail=tail)
+
+
+def first_planes(record: TensorRecord, planes: int | None) -> TensorRecord:
+    """The record as it would be had its encoding no more than `planes` planes; None: as it is.
+
+    Planes lie in parts of their own, and their alphas one after the other (obm-1 clauses 6.5 and 7.5).
+
+    Raises:
+        UsageError: `usage`, less than one plane.
+    """
+    if planes is None or not isinstance(record.params, SignParams):
+        return record
+    if planes < 1:
+        raise UsageError("usage", "at least one plane is decoded", where=record.name, got=planes)
+    return replace(record, params=replace(record.params, planes=min(planes, record.params.planes)))
 
 
 def matrix_shape(record: TensorRecord, rows: int | None = None) -> tuple[int, int]:

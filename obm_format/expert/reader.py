@@ -1,4 +1,4 @@
-"""Open an expert and decode its tensors.
+"""An open expert: decode its tensors.
 
 Everything it returns has been checked: parts against their digests, backbone tensors before they are used,
 exact tensors after they are rebuilt. Never merges experts. Source: obm-1 clauses 5, 9 and 10.3.
@@ -17,13 +17,19 @@ from obm_format.codecs import catalogue, sign1
 from obm_format.codecs.base import Span, check_finite, empty, read_words, whole
 from obm_format.container.header import Header
 from obm_format.container.reader import Container, Defect, RecordDigests
-from obm_format.container.sources import AnySource
 from obm_format.errors import BackboneMismatch, FormatError, ObmError, UsageError
-from obm_format.expert.parts import RecordParts, RowCut, cut_rows, is_base_vector, matrix_shape, other_tensor
+from obm_format.expert.parts import (
+    RecordParts,
+    RowCut,
+    cut_rows,
+    first_planes,
+    is_base_vector,
+    matrix_shape,
+    other_tensor,
+)
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
-from obm_format.limits import DEFAULT_LIMITS, Limits
 from obm_format.model import (
     Attachment,
     Kind,
@@ -37,7 +43,6 @@ from obm_format.model import (
     ZeroParams,
 )
 from obm_format.progress import Progress
-from obm_format.remote import reachable
 
 Level = Literal["parts", "deep"]
 
@@ -139,7 +144,13 @@ class Expert:
     # --- tensors --------------------------------------------------------------------------------------------
 
     def values(
-        self, name: str, base: Words | None = None, rows: slice | None = None, *, base_checked: bool = False
+        self,
+        name: str,
+        base: Words | None = None,
+        rows: slice | None = None,
+        *,
+        planes: int | None = None,
+        base_checked: bool = False,
     ) -> Float32:
         """The task vector of a tensor, or of some of its rows.
 
@@ -147,6 +158,8 @@ class Expert:
             name: tensor name in backbone coordinates.
             base: the backbone tensor; only exact tensors with a counterpart need it.
             rows: rows along the first dimension; None: all.
+            planes: most planes of `sign1` to read, from the first one on; bits of the others are not touched. Other
+                encodings have none. None: all.
             base_checked: the digest of `base` has been checked.
 
         Returns:
@@ -155,11 +168,11 @@ class Expert:
         Raises:
             FormatError: what the parts' digests and the codecs find.
             BackboneMismatch: `base_tensor`, `base_digest`.
-            UsageError: `usage`, a backbone tensor is needed; `bad_shape`, the tensor was replaced by one of
-                another shape; `unsupported_dtype`.
-        Source: obm-1 clause 9.2.
+            UsageError: `usage`, a backbone tensor is needed, or less than one plane asked for; `bad_shape`, the
+                tensor was replaced by one of another shape; `unsupported_dtype`.
+        Source: obm-1 clauses 6.6 and 9.2.
         """
-        record = self._record(name)
+        record = first_planes(self._record(name), planes)
         cut = cut_rows(record, rows)
         if not record.is_exact:
             return self._approximate(record, cut).reshape(cut.shape)
@@ -176,7 +189,13 @@ class Expert:
         return delta.reshape(cut.shape)
 
     def operand(
-        self, name: str, base: Words | None = None, *, rows: int | None = None, base_checked: bool = False
+        self,
+        name: str,
+        base: Words | None = None,
+        *,
+        rows: int | None = None,
+        planes: int | None = None,
+        base_checked: bool = False,
     ) -> Operand:
         """The task vector of a tensor as the kernels take it, in a matrix view; without grown rows.
 
@@ -184,6 +203,7 @@ class Expert:
             name: tensor name in backbone coordinates.
             base: the backbone tensor; only `xdelta` and `sparse` in mode replace need it.
             rows: rows of the matrix view; None: the record's.
+            planes: as in `values`.
             base_checked: the digest of `base` has been checked.
 
         Returns:
@@ -192,9 +212,9 @@ class Expert:
         Raises:
             FormatError: what the parts' digests and the codecs find.
             BackboneMismatch: `base_tensor`, `base_digest`.
-            UsageError: `usage`, a backbone tensor is needed.
+            UsageError: `usage`, a backbone tensor is needed, or less than one plane asked for.
         """
-        record = self._record(name)
+        record = first_planes(self._record(name), planes)
         params = record.params
         if isinstance(params, ZeroParams):
             return ZeroOperand()
@@ -464,34 +484,6 @@ class Expert:
         else:
             catalogue.check(record, RecordParts(self._container, record), self._kernels)
             self.tail(record.name)
-
-
-def open_expert(
-    source: AnySource,
-    *,
-    expected_id: str | None = None,
-    limits: Limits = DEFAULT_LIMITS,
-    refs: Mapping[str, Expert] | None = None,
-    kernels: Kernels | None = None,
-    mapped: bool = False,
-) -> Expert:
-    """Open an expert; its header is checked, its parts are read when they are needed.
-
-    Args:
-        source: a path, an http(s) address, the bytes of a file, or a source, which then belongs to the expert. Of an
-            address, only what is needed is fetched.
-        expected_id: artifact id that the file must have.
-        limits: bounds on what is accepted.
-        refs: open artifacts that `rtvq` records may refer to, by artifact id; they stay the caller's.
-        kernels: the arithmetic; None: the fastest that this machine has.
-        mapped: map a path into memory instead of reading it.
-
-    Raises:
-        FormatError: the header is not sound, or not that of `expected_id` (`artifact_id`).
-        ObmError: the file cannot be read (`not_found`, `io`, `network`, `denied`).
-    """
-    container = Container.open(reachable(source), expected_id=expected_id, limits=limits, mapped=mapped)
-    return Expert(container, refs, kernels)
 
 
 def _sha256(flat: Words) -> bytes:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from obm_format.errors import FormatError, ObmError
-from obm_format.expert.reader import Expert, open_expert
+from obm_format.expert.opening import open_expert
+from obm_format.expert.reader import Expert
 
 MOST_NEIGHBOURS = 256  # headers read in the folder of an expert
 

@@ -11,6 +11,7 @@ from checkpoints import shifted, tiny_llama, write_checkpoint
 from range_server import RangeServer, serving
 
 from obm_cli.main import main
+from obm_format.expert import open_expert
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeSer
     assert main(["compress", "base", "tuned", "-o", "x.obm", "--json"]) == 0
     good = Path("x.obm").read_bytes()
     bad = bytearray(good)
-    bad[-64] ^= 1
+    with open_expert(good) as expert:
+        bad[expert.header.parts["model.layers.0.mlp.up_proj.weight#bits0"].offset] ^= 1
     with serving(
         {"/x.obm": good, "/bad.obm": bytes(bad), "/cut.obm": good[:-64], "/page.obm": b"<html>" * 50}
     ) as state:

@@ -325,7 +325,7 @@ def quantise(d: list[float], bits: int) -> tuple[list[int], float, float]:
     low, high, top = min(d), max(d), 2**bits - 1
     if low == high:
         return [0] * len(d), 1.0, 0.0 - low
-    s = f32(top / f32(high - low))
+    s = f32(top * f32(1 / f32(high - low)))
     z = 0.0 - round(f32(s * low))
     return [min(max(round(f32(f32(s * x) + z)), 0), top) for x in d], s, z
 

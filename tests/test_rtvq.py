@@ -57,7 +57,7 @@ def quantised(x: Array, bits: int) -> Array:
     low, high = x.min(), x.max()
     if low == high:
         return np.full_like(x, low)
-    s = top / (high - low)
+    s = top * (np.float32(1) / (high - low))  # as torch divides an integer by a tensor
     z = np.float32(-np.round(s * low))
     q = np.clip(np.round(s * x + z), np.float32(0), top)
     found: Array = (q - z) / s

@@ -74,7 +74,8 @@ def decode(record: TensorRecord, parts: PartReader, span: Span) -> Float32:
 def _scale(low: np.float32, high: np.float32, bits: int) -> tuple[np.float32 | None, np.float32]:
     """(s, z); s is None where the tensor counts as a constant, and -z is that constant."""
     with np.errstate(over="ignore", divide="ignore"):
-        scale = np.float32((1 << bits) - 1) / (high - low)
+        # two roundings, as torch divides an integer by a tensor: TVQ's own multipliers, to the bit
+        scale = np.float32((1 << bits) - 1) * (np.float32(1) / (high - low))
     # obm-1 clause 11.6: no finite multiplier, no codes; a range that overflows float32 has none either
     if not np.isfinite(scale) or scale == 0:
         return None, np.float32(0) - low

@@ -34,7 +34,7 @@ def codes_of(encoded: Encoded, cols: int) -> Bytes:
     ("bits", "scale", "zero", "codes"),
     [
         (2, 1, 1, [0, 1, 1, 2, 3]),
-        (3, np.float32(7) / np.float32(3), 2, [0, 2, 2, 3, 7]),
+        (3, np.float32(7) * (np.float32(1) / np.float32(3)), 2, [0, 2, 2, 3, 7]),
         (4, 5, 5, [0, 4, 5, 8, 15]),
         (8, 85, 85, [0, 68, 85, 128, 255]),
     ],
@@ -45,6 +45,21 @@ def test_worked_cases_q1_to_q4(bits: int, scale: float, zero: float, codes: list
     assert codes_of(encoded, 5).tolist() == [codes]
     expected = (np.array(codes, np.float32) - np.float32(zero)) / np.float32(scale)
     assert np.array_equal(decode(encoded, (1, 5)), expected)
+
+
+@pytest.mark.parametrize("bits", affine.BITS)
+def test_values_are_those_of_the_formula_in_torch(bits: int) -> None:
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(bits)
+    for numbers in (draw.normal(size=(33, 70)), draw.standard_t(3, (5, 9)) * 1e-20, draw.normal(3, 0.1, (128, 64))):
+        d = numbers.astype(np.float32)
+        x = torch.from_numpy(d)
+        s = (2**bits - 1) / (x.max() - x.min())
+        z = -torch.round(s * x.min())
+        q = torch.round(s * x + z).clamp(0, 2**bits - 1)
+        encoded = affine.encode(d, bits=bits, rows=d.shape[0])
+        assert np.frombuffer(encoded.alphas, "<f4").tolist() == [s.item(), z.item()]
+        assert np.array_equal(decode(encoded, d.shape).reshape(d.shape), ((q - z) / s).numpy())
 
 
 def test_negative_values_have_a_zero_outside_the_codes_q5() -> None:

@@ -1,4 +1,4 @@
-"""zstd frames: cut, shuffle and compress a stream of elements, and take hostile frames apart safely.
+"""zstd frames: compress a stream of elements cut by cut, and take hostile frames apart safely.
 
 The only module that knows zstandard. Frames are made and taken apart on a few threads (zstandard releases
 the GIL), with results in order, so the bytes do not depend on their number. Source: obm-1 clause 8.2.
@@ -16,7 +16,7 @@ import zstandard
 
 from obm_format.codecs.base import Bytes, PartReader, Span
 from obm_format.errors import FormatError
-from obm_format.kernels.words import Words, words_dtype
+from obm_format.kernels.words import Words
 from obm_format.layout import PartData
 from obm_format.model import CHUNK_NBYTES, DType
 
@@ -33,47 +33,24 @@ def cut_numel(dtype: DType) -> int:
     return CHUNK_NBYTES // dtype.itemsize
 
 
-def shuffle(words: Words) -> Bytes:
-    """The bytes of the elements, grouped by place: first byte 0 of all elements, then byte 1, and so on.
-
-    Args:
-        words: one cut, flat and C-contiguous.
-
-    Returns:
-        uint8 array of `words.nbytes` elements.
-    Source: obm-1 clause 8.2.
-    """
-    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, words.itemsize).T).reshape(-1)
-
-
-def unshuffle(data: bytes, dtype: DType) -> Words:
-    """The inverse of `shuffle`: flat words of `dtype`."""
-    planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, -1)
-    words: Words = planes[-1].astype(words_dtype(dtype))
-    for plane in planes[-2::-1]:
-        words <<= words.dtype.type(8)
-        words |= plane
-    return words
-
-
-def encode_framed(numel: int, dtype: DType, cut: Callable[[Span], Words]) -> PartData:
-    """The part `data`: every cut shuffled and compressed into one frame.
+def encode_framed(numel: int, dtype: DType, stream: Callable[[Span], Bytes]) -> PartData:
+    """The part `data`: every cut compressed into one frame.
 
     Args:
         numel: elements in all, at least 1.
         dtype: width of the elements.
-        cut: gives the flat, C-contiguous words of a span; called from several threads.
+        stream: gives the shuffled bytes of a span; called from several threads.
     """
 
     def frame(span: Span) -> bytes:
-        return _compress(shuffle(cut(span)))
+        return _compress(stream(span))
 
     spans = list(Span(0, numel).pieces(cut_numel(dtype)))
     return PartData("data", tuple(_ordered(frame, spans)), framed=True)
 
 
 def decode_framed(
-    parts: PartReader, numel: int, dtype: DType, span: Span, place: Callable[[Span, Words], None], where: str
+    parts: PartReader, numel: int, dtype: DType, span: Span, place: Callable[[Span, bytes], None], where: str
 ) -> None:
     """Decompress the cuts of the part `data` that touch `span`.
 
@@ -82,7 +59,7 @@ def decode_framed(
         numel: elements of the whole part.
         dtype: width of the elements.
         span: elements wanted; not empty.
-        place: called with the span of each whole cut and its unshuffled words; from several threads.
+        place: called with the span of each whole cut and its shuffled bytes; from several threads.
         where: the part, for errors.
 
     Raises:
@@ -92,11 +69,29 @@ def decode_framed(
 
     def cut(index: int) -> None:
         covered = Span(index * size, min(numel, (index + 1) * size))
-        raw = decompress(parts.frame("data", index), covered.size * dtype.itemsize, f"{where} frame {index}")
-        place(covered, unshuffle(raw, dtype))
+        place(covered, decompress(parts.frame("data", index), covered.size * dtype.itemsize, f"{where} frame {index}"))
 
     for _ in _ordered(cut, range(span.start // size, -(-span.stop // size))):
         pass
+
+
+def fill(out: Words, span: Span, cut: Span, write: Callable[[Words], None]) -> None:
+    """Let `write` fill the words of `cut`, and have what belongs to `span` in `out`.
+
+    Args:
+        out: the words of `span`.
+        span: elements wanted.
+        cut: elements of one frame; some of them are in `span`.
+        write: fills an array of the words of `cut`.
+    """
+    start, stop = max(span.start, cut.start), min(span.stop, cut.stop)
+    wanted = out[start - span.start : stop - span.start]
+    if stop - start == cut.size:
+        write(wanted)
+        return
+    words = np.empty(cut.size, out.dtype)
+    write(words)
+    wanted[:] = words[start - cut.start : stop - cut.start]
 
 
 def decompress(frame: bytes, raw_nbytes: int, where: str) -> bytes:

@@ -5,10 +5,9 @@ Source: obm-1 clauses 6.6, 8.1 and 11.7.
 
 from __future__ import annotations
 
-import numpy as np
-
 from obm_format.codecs.base import Encoded, PartReader, Span, check_finite, empty, part_of, read_words
-from obm_format.codecs.frames import decode_framed, encode_framed
+from obm_format.codecs.frames import decode_framed, encode_framed, fill
+from obm_format.kernels import select_steps
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
 from obm_format.model import DType, RawParams, TensorRecord
 
@@ -25,7 +24,8 @@ def encode(words: Words, dtype: DType, *, framed: bool | None = None) -> Encoded
     plain = Encoded(params=RawParams(value_dtype=dtype), parts=(part_of("data", flat),) if flat.size else ())
     if framed is False or not flat.size:
         return plain
-    data = encode_framed(flat.size, dtype, lambda span: flat[span.start : span.stop])
+    steps = select_steps()
+    data = encode_framed(flat.size, dtype, lambda span: steps.shuffle(flat[span.start : span.stop]))
     packed = Encoded(params=RawParams(value_dtype=dtype, zstd_nbytes=data.nbytes), parts=(data,))
     return packed if framed or pays(packed.nbytes, plain.nbytes) else plain
 
@@ -66,16 +66,10 @@ def decode_values(record: TensorRecord, parts: PartReader, span: Span) -> Float3
 
 
 def _decode_frames(record: TensorRecord, parts: PartReader, span: Span, dtype: DType) -> Words:
-    out: Words = empty(span.size, words_dtype(dtype))
+    out, steps = empty(span.size, words_dtype(dtype)), select_steps()
 
-    def place(cut: Span, words: Words) -> None:
-        copy_overlap(out, span, words, cut)
+    def place(cut: Span, data: bytes) -> None:
+        fill(out, span, cut, lambda words: steps.unshuffle(data, words))
 
     decode_framed(parts, record.encoded_numel, dtype, span, place, f"{record.name}#data")
     return out
-
-
-def copy_overlap(out: Words, span: Span, words: Words, cut: Span) -> None:
-    """Copy what the words of `cut` have of `span` into `out`, the words of `span`."""
-    start, stop = max(span.start, cut.start), min(span.stop, cut.stop)
-    np.copyto(out[start - span.start : stop - span.start], words[start - cut.start : stop - cut.start])

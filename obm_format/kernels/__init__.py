@@ -19,6 +19,7 @@ from obm_format.kernels.contract import (
     ZeroOperand,
 )
 from obm_format.kernels.reference import ReferenceKernels
+from obm_format.kernels.steps import ReferenceSteps, Steps
 
 __all__ = [
     "Combine",
@@ -26,10 +27,13 @@ __all__ = [
     "Kernels",
     "Operand",
     "ReferenceKernels",
+    "ReferenceSteps",
     "SignOperand",
+    "Steps",
     "ValueOperand",
     "ZeroOperand",
     "select_kernels",
+    "select_steps",
 ]
 
 logger = logging.getLogger(__name__)
@@ -49,21 +53,56 @@ def select_kernels(threads: int | None = None, prefer: str | None = None) -> Ker
     """
     if threads is not None and threads < 1:
         raise UsageError("usage", "the number of threads must be positive", got=threads)
-    wanted = prefer or os.environ.get("OBM_KERNELS") or None
-    if wanted == "reference":
+    if _wants_reference(prefer):
         return ReferenceKernels()
-    if wanted not in (None, "numba"):
-        raise UsageError("usage", "unknown kernels", expected="numba or reference", got=wanted)
     try:
         from obm_format.kernels.cpu import NumbaKernels
-    # numba refuses to load where it finds no place for its cache, with a RuntimeError
     except (ImportError, RuntimeError) as error:
-        if wanted:
-            raise UsageError(
-                "missing_dependency", f"numba cannot be used: {error}", hint="pip install 'obm-format[fast]'"
-            ) from error
-        if str(error) not in _told:
-            _told.add(str(error))
-            logger.info("using the slow NumPy kernels: %s", error)
+        _fall_back(error, prefer)
         return ReferenceKernels()
     return NumbaKernels(threads)
+
+
+def select_steps(prefer: str | None = None) -> Steps:
+    """The fastest `Steps` that this machine has, or those that were asked for.
+
+    Args:
+        prefer: as in `select_kernels`.
+
+    Raises:
+        UsageError: as `select_kernels`.
+    """
+    if _wants_reference(prefer):
+        return ReferenceSteps()
+    try:
+        from obm_format.kernels.cpu_steps import NumbaSteps
+    except (ImportError, RuntimeError) as error:
+        _fall_back(error, prefer)
+        return ReferenceSteps()
+    return NumbaSteps()
+
+
+def _wanted(prefer: str | None) -> str | None:
+    return prefer or os.environ.get("OBM_KERNELS") or None
+
+
+def _wants_reference(prefer: str | None) -> bool:
+    wanted = _wanted(prefer)
+    if wanted not in (None, "numba", "reference"):
+        raise UsageError("usage", "unknown kernels", expected="numba or reference", got=wanted)
+    return wanted == "reference"
+
+
+def _fall_back(error: Exception, prefer: str | None) -> None:
+    """Say once why NumPy has to do; numba refuses to load where it finds no place for its cache (RuntimeError).
+
+    Raises:
+        UsageError: numba was asked for (`missing_dependency`).
+    """
+    if _wanted(prefer):
+        raise UsageError(
+            "missing_dependency", f"numba cannot be used: {error}", hint="pip install 'obm-format[fast]'"
+        ) from error
+    if str(error) not in _told:
+        _told.add(str(error))
+        logger.info("using the slow NumPy kernels: %s", error)

@@ -59,24 +59,6 @@ def test_stream_is_that_of_the_clause(dtype: DType, bucket: bool) -> None:
     assert raw == slow(tuned, base, dtype, bucket)
 
 
-def test_ordinals_ascend_with_the_value_and_invert() -> None:
-    words = np.arange(1 << 16, dtype=np.uint16)
-    finite = words[(words & 0x7C00) != 0x7C00]
-    values = finite.view(np.float16).astype(np.float32)
-    by_value = finite[np.argsort(values, kind="stable")]
-    ordinals = xdelta.ordinal(by_value).astype(np.int64)
-    differ = np.diff(by_value.view(np.float16).astype(np.float32)) > 0
-    assert (np.diff(ordinals)[differ] > 0).all()
-    assert np.array_equal(xdelta.pattern(xdelta.ordinal(words)), words)
-
-
-def test_zigzag_counts_outwards_and_inverts() -> None:
-    steps = np.array([0, -1, 1, -2, 2, -32768, 32767], np.int16).view(np.uint16)
-    assert xdelta.zigzag(steps).tolist() == [0, 1, 2, 3, 4, 65535, 65534]
-    everything = np.arange(1 << 16, dtype=np.uint16)
-    assert np.array_equal(xdelta.unzigzag(xdelta.zigzag(everything)), everything)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(FLOATS), st.booleans(), st.integers(5, 300), st.data())
 def test_any_bits_come_back(dtype: DType, bucket: bool, numel: int, data: st.DataObject) -> None:

@@ -1,15 +1,17 @@
 """Write a checkpoint folder that transformers loads: all of it or nothing, in any order of tensors.
 
-The specs are known before the first byte, so every tensor has its place at once; a temporary folder beside
-the target becomes the target in one rename. Never holds a tensor, never overwrites a folder that holds
-something.
+The specs are known before the first byte, so every tensor has its place at once; a partial folder beside the
+target becomes the target in one rename, and its files have no names that a loader would look for until then.
+Never holds a tensor, never overwrites a folder that holds something.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -22,12 +24,15 @@ from typing import Self
 import numpy as np
 
 from obm_format.checkpoint import INDEX_SUFFIX, WEIGHTS, is_side_file
+from obm_format.checkpoint_journal import JOURNAL, Entry, Journal, PageSums
 from obm_format.errors import CheckpointError, UsageError, from_os_error
 from obm_format.kernels.words import Words, words_dtype
 from obm_format.model import TensorSpec
 
 SHARD_NBYTES = 5_000_000_000
 HEADER_ALIGNMENT = 8
+PART_SUFFIX = ".part"
+_READ_NBYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,20 @@ class _Place:
 class CheckpointWriter:
     """A checkpoint folder in the making; nothing appears at the target before `commit`.
 
+    Tensors may be written from several threads, each tensor by one.
+
     Args:
         target: the folder to make; it must not exist, or be empty.
         specs: every tensor that will be written.
         shard_nbytes: most bytes of tensors in one file, but for single tensors above it.
         metadata: `__metadata__` of each file; transformers wants `format`.
+        binding: digest of all that decides the content of the tensors. With it, tensors that a killed process
+            `finish`ed are taken over (`finished`) if it had the same binding; without it nothing is.
 
     Raises:
         UsageError: two tensors of one name (`duplicate_name`).
-        CheckpointError: the target holds something (`exists`), its parent is missing (`not_found`), or the
-            disk has no room for it (`disk_full`).
+        CheckpointError: the target holds something (`exists`), its parent is missing (`not_found`), another
+            process is writing it (`busy`), or the disk has no room for it (`disk_full`).
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class CheckpointWriter:
         *,
         shard_nbytes: int = SHARD_NBYTES,
         metadata: Mapping[str, str] | None = None,
+        binding: str | None = None,
     ) -> None:
         self.target = Path(target)
         refuse_occupied(self.target)
@@ -69,11 +79,18 @@ class CheckpointWriter:
         self._placed = {place.spec.name: place for place in _places(shards, metadata)}
         self._written = dict.fromkeys(self._placed, 0)
         self._descriptors: list[int] = []
-        # 40 characters: at most 160 bytes of the 255 that a name may have
-        self._folder = self.target.parent / f".{self.target.name[:40]}.{secrets.token_hex(8)}.partial"
+        self._journal: Journal | None = None
+        self._is_over = False
+        self._folder = self.target.parent / _partial_name(self.target.name, fixed=binding is not None)
+        self.finished: dict[str, Mapping[str, object]] = {}
+        with self._os_errors():
+            if binding is None:
+                self._folder.mkdir()
+            else:
+                self._journal = Journal(self._folder, binding)
         try:
             with self._os_errors():
-                self._create(shards, metadata)
+                self._create([_header(shard, metadata) for shard in shards], shards)
         except BaseException:
             self.abort()
             raise
@@ -97,19 +114,52 @@ class CheckpointWriter:
         Raises:
             UsageError: words that do not fit (`bad_shape`), or a name that is not expected (`not_found`).
         """
+        shape = self._place(name).spec.shape
+        fits = words.ndim == len(shape) and words.shape[1:] == shape[1:] and words.flags.c_contiguous
+        fits = fits and (not shape or first_row + words.shape[0] <= shape[0])
+        if not fits:
+            raise _bad_words(name, shape, words.shape)
+        self.write_flat(name, words.reshape(-1), first_row * math.prod(shape[1:]))
+
+    def write_flat(self, name: str, words: Words, first: int = 0) -> None:
+        """Write some elements of a tensor; each is to be written once.
+
+        Args:
+            name: one of the specs' names.
+            words: flat, C-contiguous words of the tensor's width.
+            first: the place of the first of them in the flat tensor.
+
+        Raises:
+            UsageError: words that do not fit (`bad_shape`), or a name that is not expected (`not_found`).
+        """
+        place = self._place(name)
+        dtype = words_dtype(place.spec.dtype)
+        fits = words.ndim == 1 and words.dtype == dtype and words.flags.c_contiguous
+        if not fits or not 0 <= first <= place.spec.numel - words.size:
+            raise _bad_words(name, place.spec.shape, words.shape)
+        with self._os_errors():
+            _pwrite_all(
+                self._descriptors[place.shard], words.view(np.uint8).data, place.offset + first * dtype.itemsize
+            )
+        self._written[name] += words.nbytes
+
+    def finish(self, name: str, sums: str, note: Mapping[str, object]) -> None:
+        """Note that a tensor is written whole, so that it survives a kill.
+
+        Args:
+            name: one of the specs' names.
+            sums: `PageSums` of its bytes.
+            note: what `finished` is to give to the process that continues; JSON.
+        """
+        if self._journal is not None:
+            with self._os_errors():
+                self._journal.add(name, sums, note)
+
+    def _place(self, name: str) -> _Place:
         place = self._placed.get(name)
         if place is None:
             raise UsageError("not_found", "the checkpoint being written has no such tensor", where=name)
-        shape = place.spec.shape
-        fits = words.ndim == len(shape) and words.shape[1:] == shape[1:]
-        fits = fits and (not shape or first_row + words.shape[0] <= shape[0])
-        if not fits or words.dtype != words_dtype(place.spec.dtype) or not words.flags.c_contiguous:
-            raise UsageError("bad_shape", "words do not fit the tensor", where=name, expected=shape, got=words.shape)
-        row_nbytes = place.spec.nbytes // shape[0] if words.ndim and shape[0] else 0
-        data = words.reshape(-1).view(np.uint8).data
-        with self._os_errors():
-            _pwrite_all(self._descriptors[place.shard], data, place.offset + first_row * row_nbytes)
-        self._written[name] += words.nbytes
+        return place
 
     def write_side_file(self, name: str, data: bytes) -> None:
         """Put a configuration or tokenizer file beside the weights; the last one of a name wins.
@@ -147,31 +197,59 @@ class CheckpointWriter:
         with self._os_errors():
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
-            self._close()
             if len(self._names) > 1:
                 _write_file(self._folder / f"model{INDEX_SUFFIX}", self._index())
+            for name in self._names:
+                (self._folder / (name + PART_SUFFIX)).rename(self._folder / name)
+            if self._journal is not None:
+                self._journal.remove()
             sync_folder(self._folder)
             self._folder.rename(self.target)
+            self._is_over = True
+            self._close()
             sync_folder(self.target.parent)
 
     def abort(self) -> None:
         """Remove what was written; nothing happens after `commit`."""
+        if not self._is_over:
+            self._is_over = True
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _create(self, shards: list[list[TensorSpec]], metadata: Mapping[str, str] | None) -> None:
-        self._folder.mkdir()
-        for name, specs in zip(self._names, shards, strict=True):
-            header = _header(specs, metadata)
+    def _create(self, headers: list[bytes], shards: list[list[TensorSpec]]) -> None:
+        sizes = [
+            len(header) + sum(spec.nbytes for spec in specs) for header, specs in zip(headers, shards, strict=True)
+        ]
+        paths = [self._folder / (name + PART_SUFFIX) for name in self._names]
+        if self._journal is not None and self._journal.entries:
+            _undo_renames(self._folder, self._names)
+            if all(map(_is_begun, paths, headers, sizes)):
+                _remove_others(self._folder, {JOURNAL, *(path.name for path in paths)})
+                self._descriptors = [os.open(path, os.O_RDWR) for path in paths]
+                self._take_over(self._journal.entries)
+                return
+        if self._journal is not None:
+            self._journal.restart()
+            _remove_others(self._folder, {JOURNAL})
+        for path, header, nbytes in zip(paths, headers, sizes, strict=True):
             # mode 0666 less the umask: a shared folder stays readable
-            descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._descriptors.append(descriptor)
-            _allocate(descriptor, len(header) + sum(spec.nbytes for spec in specs))
-            _pwrite_all(descriptor, memoryview(header), 0)
+            self._descriptors.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            _allocate(self._descriptors[-1], nbytes)
+            _pwrite_all(self._descriptors[-1], memoryview(header), 0)
+
+    def _take_over(self, entries: Mapping[str, Entry]) -> None:
+        """Trust the tensors that an earlier process finished, as far as their bytes have the sums it noted."""
+        for name, entry in entries.items():
+            place = self._placed.get(name)
+            if place is not None and _sums(self._descriptors[place.shard], place) == entry.sums:
+                self.finished[name] = entry.note
+                self._written[name] = place.spec.nbytes
 
     def _close(self) -> None:
         while self._descriptors:
             os.close(self._descriptors.pop())
+        if self._journal is not None:
+            self._journal.close()
 
     def _index(self) -> bytes:
         total = sum(place.spec.nbytes for place in self._placed.values())
@@ -204,6 +282,47 @@ def refuse_occupied(target: Path) -> None:
         )
     if not target.parent.is_dir():
         raise CheckpointError("not_found", "the parent folder does not exist", where=str(target.parent))
+
+
+def _partial_name(target: str, *, fixed: bool) -> str:
+    """What the partial folder of a target is called: hidden, at most 190 bytes, and `fixed` or never twice the same."""
+    token = hashlib.sha256(target.encode()).hexdigest()[:16] if fixed else secrets.token_hex(8)
+    return f".{target[:40]}.{token}.partial"
+
+
+def _bad_words(name: str, expected: object, got: object) -> UsageError:
+    return UsageError("bad_shape", "words do not fit the tensor", where=name, expected=expected, got=got)
+
+
+def _undo_renames(folder: Path, names: list[str]) -> None:
+    """Take back what a process did that was killed while it committed."""
+    for name in names:
+        if (folder / name).exists():
+            (folder / name).rename(folder / (name + PART_SUFFIX))
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+
+
+def _is_begun(path: Path, header: bytes, nbytes: int) -> bool:
+    """Whether a file is a shard of this size and header."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == nbytes and file.read(len(header)) == header
+    except FileNotFoundError:
+        return False
+
+
+def _sums(descriptor: int, place: _Place) -> str:
+    """`PageSums` of a tensor as it lies in its file."""
+    sums = PageSums()
+    for start in range(0, place.spec.nbytes, _READ_NBYTES):
+        data = os.pread(descriptor, min(_READ_NBYTES, place.spec.nbytes - start), place.offset + start)
+        sums.update(np.frombuffer(data, np.uint8))
+    return sums.hexdigest()
 
 
 def _distribute(specs: Iterable[TensorSpec], shard_nbytes: int) -> list[list[TensorSpec]]:

@@ -143,6 +143,18 @@ class Checkpoint:
             known = self._sha256[name] = digest.sha256(self._home[name].view(name))
         return known
 
+    def identity(self) -> tuple[str, ...]:
+        """One line per file, which changes when the file does: name, size, time of the last change, number."""
+        return tuple(shard.identity for shard in self._shards)
+
+    def known_sha256(self, name: str) -> bytes | None:
+        """The digest of a tensor's bytes if it was computed already."""
+        return self._sha256.get(name)
+
+    def remember_sha256(self, name: str, sha256: bytes) -> None:
+        """Keep a digest that somebody computed while reading all of `words(name)`."""
+        self._sha256[name] = sha256
+
     def table(self, progress: Progress = silent) -> tuple[TensorRow, ...]:
         """Every tensor with its digest, sorted by name; hashes in two threads what was not hashed before."""
         done, total = 0, self.nbytes
@@ -235,8 +247,11 @@ class Entry:
 class Shard:
     """One mapped safetensors file."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap, header: tuple[dict[str, Entry], dict[str, str]]) -> None:
+    def __init__(
+        self, path: Path, mapped: mmap.mmap, header: tuple[dict[str, Entry], dict[str, str]], identity: str
+    ) -> None:
         self.path = path
+        self.identity = identity
         self._map = mapped
         self._view = memoryview(mapped)
         self.entries, self.metadata = header
@@ -257,8 +272,9 @@ class Shard:
             mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
+        identity = f"{path.name} {facts.st_size} {facts.st_mtime_ns} {facts.st_dev} {facts.st_ino}"
         try:
-            return cls(path, mapped, parse_safetensors_header(mapped, path))
+            return cls(path, mapped, parse_safetensors_header(mapped, path), identity)
         except BaseException:
             mapped.close()
             raise

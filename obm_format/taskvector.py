@@ -182,14 +182,19 @@ def check_finite(checkpoint: Checkpoint, name: str, role: str) -> None:
     Raises:
         CheckpointError: `not_finite_input`, with the flat index of the first such element.
     """
-    spec, words = checkpoint.tensors[name], checkpoint.words(name)
+    check_finite_words(checkpoint.words(name), checkpoint.tensors[name], role)
+
+
+def check_finite_words(words: Words, spec: TensorSpec, role: str, first: int = 0) -> None:
+    """Refuse NaN and Inf in some elements of a tensor, from flat index `first` on; else as `check_finite`."""
     index = first_not_finite(words, spec.dtype)
     if index is not None:
+        index += first
         place = "" if len(spec.shape) < 2 else f" {tuple(map(int, np.unravel_index(index, spec.shape)))}"
         raise CheckpointError(
             "not_finite_input",
             f"the {role} holds NaN or Inf at flat index {index}{place}",
-            where=name,
+            where=spec.name,
             hint="repair the checkpoint; NaN cannot be part of a task vector",
         )
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from obm_format.codecs.base import FrameInfo, Span
 from obm_format.container.reader import Container
 from obm_format.errors import BackboneMismatch, UsageError
-from obm_format.layout import alpha_nbytes, default_rows
-from obm_format.model import AffineParams, SignParams, TensorRecord, ZeroParams
+from obm_format.layout import alpha_nbytes, default_rows, part_layouts
+from obm_format.model import SUMS_FROM_NBYTES, AffineParams, SignParams, TensorRecord, ZeroParams
+
+
+class HasContainer(Protocol):
+    """What parts are read from: an open file."""
+
+    container: Container
 
 
 class RecordParts:
@@ -27,6 +34,11 @@ class RecordParts:
     def __init__(self, container: Container, record: TensorRecord) -> None:
         self._container = container
         self._record = record
+
+    @classmethod
+    def of(cls, expert: HasContainer, record: TensorRecord) -> Self:
+        """The parts of a record of an open expert."""
+        return cls(expert.container, record)
 
     def part(self, suffix: str) -> memoryview:
         """See `PartReader.part`."""
@@ -47,6 +59,23 @@ class RecordParts:
     def alphas(self) -> bytes:
         """See `PartReader.alphas`."""
         return self._container.alphas(self._record)[: alpha_nbytes(self._record)]
+
+
+class HeldParts(RecordParts):
+    """A `PartReader` that keeps what cannot be verified in ranges, so that many ranges cost one look at the part."""
+
+    def __init__(self, container: Container, record: TensorRecord) -> None:
+        super().__init__(container, record)
+        self._nbytes = {part.suffix: part.nbytes for part in part_layouts(record)}
+        self._held: dict[str, memoryview] = {}
+
+    def part_range(self, suffix: str, start: int, stop: int) -> bytes:
+        """See `PartReader.part_range`."""
+        if self._nbytes[suffix] > SUMS_FROM_NBYTES:
+            return super().part_range(suffix, start, stop)
+        if suffix not in self._held:
+            self._held[suffix] = self.part(suffix)
+        return bytes(self._held[suffix][start:stop])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ class Expert:
         self.records: Mapping[str, TensorRecord] = MappingProxyType(
             {record.name: record for record in container.manifest.tensors}
         )
-        self._container = container
+        self.container = container
         self._refs = dict(refs or {})
         self._chosen = kernels
 
@@ -80,29 +80,29 @@ class Expert:
 
     def close(self) -> None:
         """Close the file."""
-        self._container.close()
+        self.container.close()
 
     # --- what the header says -------------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
         """Artifact id."""
-        return self._container.id
+        return self.container.id
 
     @property
     def manifest(self) -> Manifest:
         """The manifest."""
-        return self._container.manifest
+        return self.container.manifest
 
     @property
     def header(self) -> Header:
         """The header: manifest, pools and part table."""
-        return self._container.header
+        return self.container.header
 
     @property
     def nbytes(self) -> int:
         """Size of the file in bytes."""
-        return self._container.nbytes
+        return self.container.nbytes
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -131,7 +131,7 @@ class Expert:
             FormatError: `part_digest`, `pad_not_zero`, `truncated`.
             ObmError: `not_found`.
         """
-        return self._container.attachment(name)
+        return self.container.attachment(name)
 
     def digests(self, name: str) -> RecordDigests:
         """The digests of a tensor's record: backbone tensor, rebuilt tensor, parts.
@@ -139,7 +139,7 @@ class Expert:
         Raises:
             FormatError: the digests are damaged (`part_digest`, `pad_not_zero`, `truncated`).
         """
-        return self._container.digests(self._record(name))
+        return self.container.digests(self._record(name))
 
     # --- tensors --------------------------------------------------------------------------------------------
 
@@ -219,12 +219,12 @@ class Expert:
         if isinstance(params, ZeroParams):
             return ZeroOperand()
         if isinstance(params, SignParams) and rows in (None, params.rows):
-            return sign1.operand(record, RecordParts(self._container, record))
+            return sign1.operand(record, RecordParts(self.container, record))
         view = matrix_shape(record, rows)
         if record.is_exact:
             words = self._exact(record, base, base_checked).reshape(-1)[: record.encoded_numel]
             return ExactOperand(words=words.reshape(view), dtype=record.spec.dtype)
-        return ValueOperand(values=self._decode(record, whole(record)).reshape(view))
+        return ValueOperand(values=self.decode(record, whole(record)).reshape(view))
 
     def exact(self, name: str, base: Words | None = None, *, base_checked: bool = False) -> Words:
         """The fine-tune's tensor, bit for bit, its digest checked.
@@ -330,7 +330,7 @@ class Expert:
         record = self._record(name)
         if record.base is None or (record.base.dtype, record.base.shape) != (spec.dtype, spec.shape):
             raise other_tensor(record, f"{spec.dtype.name}{list(spec.shape)}")
-        expected = self._container.digests(record).base
+        expected = self.container.digests(record).base
         if expected != sha256:
             raise BackboneMismatch(
                 "base_digest",
@@ -362,7 +362,7 @@ class Expert:
             ObmError: the file cannot be read at all (`io`, `network`).
         Source: obm-1 clause 14.2.
         """
-        defects = self._container.verify(True, progress, deep=level == "deep")
+        defects = self.container.verify(True, progress, deep=level == "deep")
         if level == "deep" and not defects:
             defects.extend(self._deep_defects(base))
         return defects
@@ -392,25 +392,26 @@ class Expert:
             self.check_base(record.name, record.base, _sha256(flat))
         return flat
 
-    def _decode(self, record: TensorRecord, span: Span) -> Float32:
-        parts = RecordParts(self._container, record)
+    def decode(self, record: TensorRecord, span: Span, parts: RecordParts | None = None) -> Float32:
+        """The float32 values of some flat elements of an approximate record; `parts`: those it is read through."""
+        parts = parts or RecordParts(self.container, record)
         reference = self._reference(record, record.params, span) if isinstance(record.params, RtvqParams) else None
         return catalogue.decode_values(record, parts, span, kernels=self._kernels, reference=reference)
 
     def _approximate(self, record: TensorRecord, cut: RowCut) -> Float32:
-        values = self._decode(record, cut.covered)
+        values = self.decode(record, cut.covered)
         if not cut.tail.size:
             return values
         return np.concatenate((values, to_float32(self._tail(record, cut), record.spec.dtype)))
 
     def _words(self, record: TensorRecord, cut: RowCut, base: Words | None) -> Words:
         """The flat words of some rows of an exact record; the digest of all of them when they are all."""
-        parts = RecordParts(self._container, record)
+        parts = RecordParts(self.container, record)
         words = catalogue.decode_words(record, parts, cut.covered, base)
         if cut.tail.size:
             words = np.concatenate((words, self._tail(record, cut)))
         # obm-1 clause 9.4
-        expected = self._container.digests(record).out
+        expected = self.container.digests(record).out
         if words.size == record.spec.numel and _sha256(words) != expected:
             raise FormatError(
                 "output_digest",
@@ -427,7 +428,7 @@ class Expert:
         return self._words(record, cut_rows(record, None), flat).reshape(record.spec.shape)
 
     def _tail(self, record: TensorRecord, cut: RowCut) -> Words:
-        words = read_words(RecordParts(self._container, record), "tail", record.spec.dtype, cut.tail)
+        words = read_words(RecordParts(self.container, record), "tail", record.spec.dtype, cut.tail)
         check_finite(words, record.spec.dtype, f"{record.name}#tail")
         return words
 
@@ -462,7 +463,7 @@ class Expert:
                 where=record.name,
                 got=other.id,
             )
-        return other._decode(found, span)
+        return other.decode(found, span)
 
     def _deep_defects(self, base: Callable[[str], Words] | None) -> Iterator[Defect]:
         for record in self.manifest.tensors:
@@ -482,7 +483,7 @@ class Expert:
         elif isinstance(record.params, RtvqParams) and not missing:
             self.values(record.name)
         else:
-            catalogue.check(record, RecordParts(self._container, record), self._kernels)
+            catalogue.check(record, RecordParts(self.container, record), self._kernels)
             self.tail(record.name)
 
 

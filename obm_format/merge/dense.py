@@ -19,7 +19,7 @@ from obm_format.expert import Expert
 from obm_format.kernels.contract import ExactOperand, Operand
 from obm_format.kernels.words import Words
 from obm_format.layout import default_rows
-from obm_format.model import Attachment, BackboneId, Kind, Manifest, Mode, RawParams, TensorRecord
+from obm_format.model import Attachment, BackboneId, Kind, Manifest, Mode, RawParams, TensorRecord, TensorSpec
 from obm_format.taskvector import Pair, check_finite, pair
 
 DENSE_PREFIX = "dense:"
@@ -96,6 +96,11 @@ class DenseFineTune:
         source = self._pairs[name].source
         check_finite(self.checkpoint, source, "fine-tune")
         return self.checkpoint.words(source)
+
+    def words(self, name: str) -> tuple[TensorSpec, Words]:
+        """The tensor as it lies in the fine-tune, by a name in backbone coordinates; not looked at yet."""
+        source = self._pairs[name].source
+        return self.checkpoint.tensors[source], self.checkpoint.words(source)
 
     def tail(self, name: str) -> Words | None:
         """See `Expert.tail`: grown rows come with the tensor."""

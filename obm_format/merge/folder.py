@@ -1,92 +1,47 @@
-"""Materialize: write merged weights as a checkpoint folder that transformers loads, and report what happened.
+"""Materialize: write merged weights as a checkpoint folder that transformers loads.
 
-The folder appears whole or not at all. Beside the weights go the backbone's configuration and tokenizer
-files, and the routed expert's where they differ; never code. Source: design, "Loader"; interfaces,
-`materialize`.
+The folder appears whole or not at all; a run that was killed is continued. Beside the weights go the backbone's
+configuration and tokenizer files, and the routed expert's where they differ; never code. Source: design, "Loader";
+interfaces, `materialize`; ADR 0024.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import logging
 import os
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from obm_format.checkpoint import Checkpoint, is_side_file, open_checkpoint
+from obm_format.checkpoint_journal import PageSums
 from obm_format.checkpoint_writer import CheckpointWriter
+from obm_format.codecs.base import Span
 from obm_format.expert import Expert, References, open_expert
 from obm_format.kernels.contract import Kernels
+from obm_format.kernels.words import Words, words_dtype
 from obm_format.merge.dense import DenseFineTune, Source, is_dense, open_dense
 from obm_format.merge.execute import WeightStream
-from obm_format.merge.methods import Method
+from obm_format.merge.figures import Figures, parse_figures
+from obm_format.merge.plan import Step
 from obm_format.merge.recipe import Recipe
+from obm_format.merge.report import MergeReport, report
+from obm_format.merge.tensor import Target
 from obm_format.model import DType, Kind
 from obm_format.progress import Progress, silent
-
-logger = logging.getLogger(__name__)
 
 ExpertSource = Source | str | os.PathLike[str]
 BaseSource = Checkpoint | str | os.PathLike[str]
 
-LAM_WARNING = 0.2  # above it, combining others cost routed 1-bit experts 6 to 8 points (design, "Defaults")
-ABSORBED_WARNING = 0.5
 TORCH_NAMES = {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertReport:
-    """One expert of a merge.
-
-    Args:
-        id: artifact id.
-        task: task name, or "".
-        absorbed: share of its approximate non-zero values that rounding to the output dtype swallows, 0 to 1.
-    """
-
-    id: str
-    task: str
-    absorbed: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeReport:
-    """What a merge was and did; `dataclasses.asdict` is the JSON of `obm materialize`.
-
-    Args:
-        method: name of the method.
-        route: task name or artifact id of the routed expert, or None.
-        lam: factor of the combined experts.
-        kernel: which kernels computed.
-        threads: most threads that they used.
-        experts: by ascending artifact id.
-        moved_fraction: share of the elements with a counterpart in the backbone whose bits changed.
-        bytes_read: bytes of backbone and experts that went in.
-        bytes_written: bytes of tensors that came out.
-        seconds: working time of each phase, over all threads.
-        peak_private_bytes: most private memory that was seen at the end of a phase.
-        recipe: digest of the recipe, with the fingerprint of the backbone and the artifact ids in it.
-        left_out: (artifact id, tensor) of task vectors that could not be combined.
-        warnings: what the caller should know.
-    """
-
-    method: str
-    route: str | None
-    lam: float
-    kernel: str
-    threads: int
-    experts: tuple[ExpertReport, ...]
-    moved_fraction: float
-    bytes_read: int
-    bytes_written: int
-    seconds: dict[str, float]
-    peak_private_bytes: int
-    recipe: str
-    left_out: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
 
 
 def materialize(
@@ -122,8 +77,9 @@ def materialize(
     with contextlib.ExitStack() as stack:
         backbone, opened = open_sources(base, experts, stack, refs)
         stream = WeightStream(backbone, opened, recipe, kernels=kernels, threads=threads, measure=True)
-        write_folder(stream, backbone, Path(out), routed_expert(stream, opened), progress)
-        return report(stream)
+        started = time.perf_counter()
+        kept = write_folder(stream, backbone, opened, Path(out), progress)
+        return report(stream, seconds=time.perf_counter() - started, resumed_bytes=kept)
 
 
 def open_sources(
@@ -180,21 +136,83 @@ def routed_expert(stream: WeightStream, experts: Sequence[Source]) -> Source | N
 
 
 def write_folder(
-    stream: WeightStream, base: Checkpoint, out: Path, routed: Source | None, progress: Progress = silent
-) -> None:
-    """Write a stream and the side files that belong to it as a checkpoint folder, whole or not at all."""
-    total, done = stream.plan.bytes_written, 0
-    with CheckpointWriter(out, stream.metadata()) as writer:
-        with contextlib.closing(iter(stream)) as tensors:
-            for spec, words in tensors:
-                with stream.meter.phase("write"):
-                    writer.write(spec.name, words)
-                done += spec.nbytes
-                progress("merge", done, total)
-        for name, data in side_files(base, routed, stream.plan.recipe.dtype).items():
+    stream: WeightStream, base: Checkpoint, experts: Sequence[Source], out: Path, progress: Progress = silent
+) -> int:
+    """Write a stream and the side files that belong to it as a checkpoint folder, whole or not at all.
+
+    What a killed run for the same folder, of the same recipe and inputs, has finished is taken over.
+
+    Returns:
+        bytes of tensors that were taken over.
+    """
+    total = _Counter(stream.plan.bytes_written, progress)
+    buffers = threading.local()
+    with CheckpointWriter(out, stream.metadata(), binding=_binding(stream, base, experts)) as writer:
+        kept = {step.spec.name for step in stream.plan.steps if all(one.name in writer.finished for one in step.specs)}
+
+        def place(step: Step) -> Target:
+            return _InFile(step, writer, buffers, total)
+
+        def done(step: Step, target: Target, figures: Figures) -> None:
+            assert isinstance(target, _InFile)  # noqa: S101 - `place` made it
+            for spec in step.specs:
+                writer.finish(spec.name, target.sums.hexdigest(), asdict(figures))
+
+        kept_nbytes = sum(spec.nbytes for step in stream.plan.steps if step.spec.name in kept for spec in step.specs)
+        total.add(kept_nbytes)
+        stream.run(place, skip=kept, done=done)
+        for name in kept:
+            stream.meter.add_figures(name, parse_figures(writer.finished[name]))
+        for name, data in side_files(base, routed_expert(stream, experts), stream.plan.recipe.dtype).items():
             writer.write_side_file(name, data)
         with stream.meter.phase("write"):
             writer.commit()
+    return kept_nbytes
+
+
+def _binding(stream: WeightStream, base: Checkpoint, experts: Sequence[Source]) -> str:
+    """Digest of all that decides the tensors of the output: recipe, experts, and the backbone."""
+    dense = [one.checkpoint for one in sorted(experts, key=lambda one: one.id) if isinstance(one, DenseFineTune)]
+    identities = [line for checkpoint in (base, *dense) for line in checkpoint.identity()]
+    return hashlib.sha256("\n".join((stream.plan.digest, *identities)).encode()).hexdigest()
+
+
+class _Counter:
+    """Bytes done by several threads, told to one `Progress` at a time."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total, self._progress = total, progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            if nbytes:
+                self._progress("merge", self._done, self._total)
+
+
+class _InFile:
+    """A `Target` that is a tensor of a checkpoint being written, under one or several names."""
+
+    def __init__(self, step: Step, writer: CheckpointWriter, buffers: threading.local, total: _Counter) -> None:
+        self.sums = PageSums()
+        self._step, self._writer, self._buffers, self._total = step, writer, buffers, total
+
+    def room(self, span: Span) -> Words:
+        """See `Target.room`: the thread's own buffer, which stays warm from piece to piece."""
+        nbytes = span.size * self._step.spec.dtype.itemsize
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._buffers, "bytes", None)
+        if buffer is None or buffer.size < nbytes:
+            self._buffers.bytes = buffer = np.empty(nbytes, np.uint8)
+        return buffer[:nbytes].view(words_dtype(self._step.spec.dtype))
+
+    def put(self, span: Span, words: Words) -> None:
+        """See `Target.put`."""
+        self.sums.update(words.view(np.uint8))
+        for spec in self._step.specs:
+            self._writer.write_flat(spec.name, words, span.start)
+            self._total.add(words.nbytes)
 
 
 def side_files(base: Checkpoint, routed: Source | None, dtype: DType | None = None) -> dict[str, bytes]:
@@ -226,47 +244,3 @@ def _config_with_dtype(data: bytes, dtype: DType) -> bytes:
     fields = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
     config.update(dict.fromkeys(fields, TORCH_NAMES[dtype]))
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-
-
-def report(stream: WeightStream) -> MergeReport:
-    """What the last pass of a stream was and did."""
-    plan, meter = stream.plan, stream.meter
-    experts = tuple(
-        ExpertReport(id=one.id, task=one.manifest.task, absorbed=meter.absorbed_fraction(one.id))
-        for one in plan.participants
-    )
-    notes = tuple(warnings(plan.recipe, experts, len(plan.left_out)))
-    for note in notes:
-        logger.warning("%s", note)
-    return MergeReport(
-        method=plan.recipe.method.value,
-        route=plan.route,
-        lam=plan.recipe.lam,
-        kernel=stream.kernels.name,
-        threads=stream.kernels.threads,
-        experts=experts,
-        moved_fraction=meter.moved_fraction,
-        bytes_read=meter.bytes_read,
-        bytes_written=plan.bytes_written,
-        seconds={name: round(value, 6) for name, value in meter.seconds.items()},
-        peak_private_bytes=meter.peak_private_bytes,
-        recipe=plan.digest,
-        left_out=plan.left_out,
-        warnings=notes,
-    )
-
-
-def warnings(recipe: Recipe, experts: Sequence[ExpertReport], left_out: int) -> list[str]:
-    """What somebody who merges like this should know."""
-    notes = []
-    if recipe.method is Method.ONE_BIT_MERGING and abs(recipe.lam) > LAM_WARNING and len(experts) > 1:
-        notes.append(f"lam {recipe.lam:g} is large: above {LAM_WARNING:g} the others cost the routed one many points")
-    for one in experts:
-        if one.absorbed > ABSORBED_WARNING:
-            notes.append(
-                f"{one.absorbed:.0%} of the compressed values of {one.task or one.id} vanish when weights are"
-                " rounded; write F32 (--dtype F32) or compress with another encoding"
-            )
-    if left_out:
-        notes.append(f"{left_out} task vectors could not be combined: another shape, or no floating dtype")
-    return notes

@@ -1,4 +1,4 @@
-"""What a merge took and did: seconds per phase, bytes, private memory, and what rounding swallowed.
+"""What a merge took: seconds per phase, bytes, private memory; and the figures of what it did.
 
 Seconds are those of the threads that worked: phases that overlap add up to more than the clock on the wall.
 """
@@ -12,8 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from obm_format.merge.figures import Figures
+
 PHASES = ("survey", "read", "decode", "merge", "write", "measure")
 _STATUS = Path("/proc/self/status")
+_LOOK_SECONDS = 0.005  # a look at the memory costs some 20 microseconds
 
 
 class Meter:
@@ -22,45 +25,44 @@ class Meter:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.bytes_read = 0
-        self.moved = 0
-        self.comparable = 0
-        self.peak_private_bytes = 0
-        self._absorbed: dict[str, list[int]] = {}
+        self.idle_private_bytes = private_bytes()
+        self.peak_private_bytes = self.idle_private_bytes
+        self.figures: dict[str, Figures] = {}
+        self._looked = 0.0
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside to a phase, and look at the memory at its end."""
+        """Add the time inside to a phase, and look at the memory at its end if nobody did so just now."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            private = private_bytes()
+            now = time.perf_counter()
+            private = private_bytes() if now - self._looked > _LOOK_SECONDS else 0
             with self._lock:
-                self.seconds[name] += spent
-                self.peak_private_bytes = max(self.peak_private_bytes, private)
+                self.seconds[name] += now - start
+                if private:
+                    self._looked = now
+                    self.peak_private_bytes = max(self.peak_private_bytes, private)
 
-    def count_moved(self, moved: int, elements: int) -> None:
-        """Note how many of `elements` elements with a counterpart in the backbone have other bits than it."""
-        self.moved += moved
-        self.comparable += elements
+    def add_read(self, nbytes: int) -> None:
+        """Note bytes of backbone and experts that went in."""
+        with self._lock:
+            self.bytes_read += nbytes
 
-    def count_absorbed(self, expert: str, swallowed: int, nonzero: int) -> None:
-        """Note how many of an expert's `nonzero` values rounding to the output dtype swallows."""
-        counts = self._absorbed.setdefault(expert, [0, 0])
-        counts[0] += swallowed
-        counts[1] += nonzero
+    def add_figures(self, name: str, figures: Figures) -> None:
+        """Note what happened to the tensor called `name` in the output."""
+        with self._lock:
+            self.figures[name] = figures
 
     @property
-    def moved_fraction(self) -> float:
-        """Share of the elements with a counterpart in the backbone whose bits are not its, 0 to 1."""
-        return self.moved / self.comparable if self.comparable else 0.0
-
-    def absorbed_fraction(self, expert: str) -> float:
-        """Share of the expert's non-zero approximate values that rounding swallows, 0 to 1."""
-        swallowed, nonzero = self._absorbed.get(expert, (0, 0))
-        return swallowed / nonzero if nonzero else 0.0
+    def total(self) -> Figures:
+        """The figures of all tensors together."""
+        total = Figures()
+        for figures in self.figures.values():
+            total.add(figures)
+        return total
 
 
 def private_bytes() -> int:

@@ -1,0 +1,73 @@
+"""The task vector of one tensor in pieces, whoever brings it: an expert, or a dense fine-tune.
+
+Never merges. Source: obm-1 clauses 9.1 and 9.2.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from obm_format.codecs.base import Span
+from obm_format.errors import UsageError
+from obm_format.expert.pieces import ExactPieces, Pieces, open_pieces
+from obm_format.kernels.contract import ExactOperand, Operand
+from obm_format.kernels.words import Words
+from obm_format.merge.dense import DenseFineTune, Source
+from obm_format.model import TensorRecord
+from obm_format.taskvector import check_finite_words
+
+
+class WordPieces(Pieces, Protocol):
+    """Pieces of a tensor that is the fine-tune's own."""
+
+    def take(self, count: int) -> Words:
+        """The next `count` words, flat; grown rows come last."""
+        ...
+
+
+class DensePieces:
+    """A dense fine-tune's own words, as they lie in its map."""
+
+    def __init__(self, source: DenseFineTune, name: str) -> None:
+        self._spec, words = source.words(name)
+        self._words = words.reshape(-1)
+        self._at = 0
+
+    def operand(self, span: Span, shape: tuple[int, int]) -> Operand:
+        """See `Pieces.operand`."""
+        return ExactOperand(words=self.take(span.size).reshape(shape), dtype=self._spec.dtype)
+
+    def take(self, count: int) -> Words:
+        """See `WordPieces.take`.
+
+        Raises:
+            CheckpointError: `not_finite_input`.
+        """
+        words = self._words[self._at : self._at + count]
+        check_finite_words(words, self._spec, "fine-tune", self._at)
+        self._at += count
+        return words
+
+    def finish(self) -> None:
+        """See `Pieces.finish`."""
+        self.take(self._words.size - self._at)
+
+
+def pieces_of(source: Source, record: TensorRecord, base: Words | None, rows: int) -> Pieces:
+    """The task vector of a tensor in pieces; arguments as of `expert.pieces.open_pieces`."""
+    if isinstance(source, DenseFineTune):
+        return DensePieces(source, record.name)
+    return open_pieces(source, record.name, base, rows)
+
+
+def words_of(source: Source, record: TensorRecord, base: Words | None) -> WordPieces:
+    """The fine-tune's own words of an exact record in pieces.
+
+    Raises:
+        UsageError: the record is approximate (`usage`).
+    """
+    if isinstance(source, DenseFineTune):
+        return DensePieces(source, record.name)
+    if not record.is_exact:
+        raise UsageError("usage", "the tensor is stored approximately", where=record.name, got=record.encoding)
+    return ExactPieces(source, record, base)

@@ -1,0 +1,344 @@
+"""One tensor of a merge, made front to back in pieces that fit into a cache: read, hash, decode, merge, hand over.
+
+Memory is bounded by the pieces, whatever the size of the tensor, but where a method has to see all of it. The
+backbone is hashed as it is read; whether its bytes were right shows at the end, and until then nobody may use what
+was handed over. Source: obm-1 clauses 9.3 and 10.3; design, "Maths".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from obm_format.checkpoint import Checkpoint
+from obm_format.codecs.base import Span
+from obm_format.errors import FormatError
+from obm_format.expert.pieces import ExactPieces, Pieces
+from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.words import Words, cast, first_not_finite
+from obm_format.merge.arithmetic import BaseMatrix, Share, merge_tensor
+from obm_format.merge.dense import DenseFineTune, Source
+from obm_format.merge.figures import Figures, Piece, count_operands
+from obm_format.merge.meter import Meter
+from obm_format.merge.pieces import DensePieces, pieces_of, words_of
+from obm_format.merge.plan import Contribution, MergePlan, Step
+from obm_format.merge.survey import NO_SURVEY, Survey
+from obm_format.model import SignParams, TensorSpec
+from obm_format.taskvector import check_finite_words
+
+
+class Target(Protocol):
+    """Where one tensor goes."""
+
+    def room(self, span: Span) -> Words:
+        """Flat words for some elements of the output, to be filled and handed to `put`."""
+        ...
+
+    def put(self, span: Span, words: Words) -> None:
+        """Take some elements, `room`'s or others; spans follow one another."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a merge is made of.
+
+    Args:
+        base: the open backbone.
+        experts: by ascending artifact id, as in the plan.
+        plan: what to do.
+        survey: what looking at everything brought.
+        kernels: who computes; called from several threads.
+        piece_nbytes: bytes of output that are made at a time.
+        measure: whether to count what moved and was absorbed.
+    """
+
+    base: Checkpoint
+    experts: Sequence[Source]
+    plan: MergePlan
+    survey: Survey = NO_SURVEY
+    kernels: Kernels
+    piece_nbytes: int
+    measure: bool
+
+
+def make_tensor(step: Step, inputs: Inputs, target: Target, meter: Meter, check: Callable[[], None]) -> Figures:
+    """Make one tensor of the output.
+
+    Args:
+        step: which.
+        inputs: of what.
+        target: takes it.
+        meter: told what it took.
+        check: called now and then; may raise to stop the work.
+
+    Raises:
+        BackboneMismatch: the backbone tensor has other bytes than the experts were made against (`base_digest`).
+        FormatError: a part is damaged, or a result is NaN or infinite (`not_finite`).
+    """
+    return _Maker(step, inputs, target, meter, check).make()
+
+
+class _Maker:
+    def __init__(self, step: Step, inputs: Inputs, target: Target, meter: Meter, check: Callable[[], None]) -> None:
+        self._step, self._inputs, self._target, self._meter, self._check = step, inputs, target, meter, check
+        self._kernels, self._plan = inputs.kernels, inputs.plan
+        self._figures = Figures()
+        self._base: Words | None = None
+        self._hash = hashlib.sha256()
+        self._seen = 0
+        self._known: bytes | None = None
+        if step.base is not None:
+            self._base = inputs.base.words(step.base.name).reshape(-1)
+            self._known = inputs.base.known_sha256(step.base.name)
+        sources = [(inputs.experts[one.participant], one.record.name) for one in step.witnesses]
+        self._vouching = [(one, name) for one, name in sources if not isinstance(one, DenseFineTune)]
+
+    def make(self) -> Figures:
+        self._meter.add_read(self._step.bytes_read)
+        try:
+            if self._known is not None:
+                self._check_base()
+            self._copy() if self._copies else self._merge()
+        except FormatError:
+            self._check_base()  # another backbone explains whatever was found
+            raise
+        self._check_base()
+        self._release()
+        return self._figures
+
+    # --- the backbone ---------------------------------------------------------------------------------------
+
+    def _read(self, span: Span) -> Words:
+        """Some elements of the backbone; hashed, or where no expert vouches for them, found finite."""
+        assert self._base is not None  # noqa: S101 - only added tensors have none, and they are copies
+        words = self._base[span.start : span.stop]
+        if span.start != self._seen:
+            return words
+        self._seen = span.stop
+        with self._meter.phase("read"):
+            if not self._vouching and self._step.base is not None:
+                check_finite_words(words, self._step.base, "backbone", span.start)
+            elif self._known is None:
+                self._hash.update(words.view(np.uint8).data)
+        return words
+
+    def _check_base(self) -> None:
+        """Refuse another backbone (obm-1 clause 10.3)."""
+        if self._base is None or self._step.base is None:
+            return
+        if self._known is None:
+            self._read(Span(self._seen, self._base.size))
+            if not self._vouching:
+                return
+            self._known = self._hash.digest()
+            self._inputs.base.remember_sha256(self._step.base.name, self._known)
+        for expert, name in self._vouching:
+            expert.check_base(name, self._step.base, self._known)
+
+    def _release(self) -> None:
+        """Give back the mapped pages that are used up."""
+        if self._step.base is not None:
+            self._inputs.base.release(self._step.base.name)
+        for one in self._step.others:
+            expert = self._inputs.experts[one.participant]
+            if isinstance(expert, DenseFineTune):
+                expert.release(one.record.name)
+
+    # --- copies ---------------------------------------------------------------------------------------------
+
+    @property
+    def _copies(self) -> bool:
+        """Whether the tensor is the routed expert's own or the backbone's, at most in another dtype."""
+        step = self._step
+        if not step.is_arithmetic:
+            return True
+        brings = bool(step.others) and self._plan.recipe.lam != 0
+        return not brings and (step.routed is None or step.routed.is_exact or step.routed.is_unchanged)
+
+    def _copy(self) -> None:
+        step = self._step
+        if step.routed is None or step.routed.is_unchanged:
+            assert step.base is not None  # noqa: S101 - as above
+            for span in self._spans(step.base.numel, 1):
+                self._hand_over(span, self._read(span), step.base)
+            return
+        assert self._plan.routed is not None  # noqa: S101 - there is a routed record
+        pieces = words_of(self._inputs.experts[self._plan.routed], step.routed, self._base)
+        for span in self._spans(step.routed.spec.numel, 1):
+            if self._base is not None:
+                self._read(Span(min(span.start, self._base.size), min(span.stop, self._base.size)))
+            with self._meter.phase("decode"):
+                words = pieces.take(span.size)
+            self._hand_over(span, words, step.routed.spec)
+        pieces.finish()
+
+    def _hand_over(self, span: Span, words: Words, source: TensorSpec) -> None:
+        out = words
+        if source.dtype is not self._step.spec.dtype:
+            with self._meter.phase("merge"):
+                out = cast(words, source.dtype, self._step.spec.dtype)
+                self._check_finite(out, span.start)
+        self._measure(span, out, (1, span.size), [])
+        self._put(span, out)
+
+    # --- arithmetic -----------------------------------------------------------------------------------------
+
+    def _merge(self) -> None:
+        step, base = self._step, self._step.base
+        assert base is not None  # noqa: S101 - as above
+        rows = self._rows()
+        cols = base.numel // rows if rows else 1
+        sources = [self._open(one, rows) for one in step.others]
+        routed = (
+            None if step.routed is None or self._plan.routed is None else Contribution(self._plan.routed, step.routed)
+        )
+        head = None if routed is None else self._open(routed, rows)
+        for span in self._spans(base.numel, cols, in_one=self._is_thinned):
+            shape = (span.size // cols, cols) if rows else (1, span.size)
+            words = self._read(span)
+            with self._meter.phase("decode"):
+                applied = None if head is None else self._applied(head.operand(span, shape), shape)
+                operands = [source.operand(span, shape) for source in sources]
+            out = self._target.room(span)
+            with self._meter.phase("merge"):
+                merge_tensor(
+                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype),
+                    applied,
+                    self._shares(operands),
+                    recipe=self._plan.recipe,
+                    kernels=self._kernels,
+                    out=out.reshape(shape),
+                    out_dtype=step.spec.dtype,
+                    zero_is_positive=self._plan.recipe.arithmetic.zero_is_positive
+                    or self._inputs.survey.zero_is_positive,
+                )
+                self._check_finite(out, span.start)
+            brought = [*zip(step.others, operands, strict=True)]
+            if routed is not None and applied is not None:
+                brought.append((routed, applied))
+            self._measure(span, out, shape, brought)
+            self._put(span, out)
+        self._grow(head)
+        for source in sources if head is None else [head, *sources]:
+            source.finish()
+
+    def _open(self, one: Contribution, rows: int) -> Pieces:
+        with self._meter.phase("decode"):
+            return pieces_of(self._inputs.experts[one.participant], one.record, self._base, rows)
+
+    def _rows(self) -> int:
+        """Rows of the view that all work in, the first sign operand's; 0 where there is none and any view will do."""
+        step = self._step
+        for record in [*(other.record for other in step.others), step.routed]:
+            if record is not None and isinstance(record.params, SignParams):
+                return record.params.rows
+        return 0
+
+    def _applied(self, operand: Operand, shape: tuple[int, int]) -> Operand:
+        """The routed operand; one of zeros where the record says that +0 is added.
+
+        obm-1 clause 9.3: f32(backbone) + 0, which are not its bits where those are -0.
+        """
+        routed = self._step.routed
+        if isinstance(operand, ZeroOperand) and routed is not None and not routed.is_unchanged:
+            return ValueOperand(values=np.zeros(shape, np.float32))
+        return operand
+
+    @property
+    def _is_thinned(self) -> bool:
+        """Whether somebody's elements are chosen among all of the tensor."""
+        return any(self._plan.participants[other.participant].density < 1 for other in self._step.others)
+
+    def _shares(self, operands: Sequence[Operand]) -> list[Share]:
+        participants, kept = self._plan.participants, self._inputs.survey.kept
+        found: dict[int, Share] = {}
+        for other, operand in zip(self._step.others, operands, strict=True):
+            one = participants[other.participant]
+            found[other.participant] = Share(
+                expert=one.id,
+                weight=one.weight,
+                operand=operand,
+                density=one.density,
+                kept=kept.get((other.participant, other.record.name)),
+            )
+        if self._plan.recipe.rules.combine is Combine.MEAN and found:  # a mean counts who brings nothing
+            for place, one in enumerate(participants):
+                found.setdefault(place, Share(expert=one.id, weight=one.weight, operand=ZeroOperand()))
+        return [found[place] for place in sorted(found)]
+
+    def _grow(self, head: Pieces | None) -> None:
+        """The rows that only the routed expert has."""
+        step, routed = self._step, self._step.routed
+        assert step.base is not None  # noqa: S101 - as above
+        span = Span(step.base.numel, step.spec.numel)
+        if routed is None or not span.size or self._plan.routed is None:
+            return
+        with self._meter.phase("decode"):
+            if isinstance(head, ExactPieces | DensePieces):
+                tail: Words | None = head.take(span.size)
+            else:
+                tail = self._inputs.experts[self._plan.routed].tail(routed.name)
+        assert tail is not None  # noqa: S101 - the record has grown rows
+        words = cast(tail.reshape(-1), routed.spec.dtype, step.spec.dtype)
+        self._check_finite(words, span.start)
+        self._put(span, words)
+
+    # --- pieces ---------------------------------------------------------------------------------------------
+
+    def _spans(self, numel: int, cols: int, *, in_one: bool = False) -> Iterator[Span]:
+        """The elements in pieces of whole rows, or in one where the method has to see all of them."""
+        row_nbytes = self._step.spec.dtype.itemsize * cols
+        size = max(1, numel) if in_one else max(1, self._inputs.piece_nbytes // row_nbytes) * cols
+        for start in range(0, numel, size):
+            self._check()
+            yield Span(start, min(numel, start + size))
+
+    def _put(self, span: Span, words: Words) -> None:
+        with self._meter.phase("write"):
+            self._target.put(span, words)
+
+    def _check_finite(self, words: Words, first: int) -> None:
+        # obm-1 clause 9.3
+        spec = self._step.spec
+        index = first_not_finite(words, spec.dtype)
+        if index is not None:
+            raise FormatError(
+                "not_finite",
+                f"element {first + index} of the merged tensor is NaN or infinite in {spec.dtype.name}",
+                where=spec.name,
+                hint="use a dtype of larger range, or a smaller lam",
+            )
+
+    def _measure(
+        self, span: Span, out: Words, shape: tuple[int, int], brought: Sequence[tuple[Contribution, Operand]]
+    ) -> None:
+        """Count what happened to some elements that the backbone has too."""
+        base, spec = self._step.base, self._step.spec
+        if not self._inputs.measure or base is None or self._base is None:
+            return
+        is_same = (base.dtype, base.shape) == (spec.dtype, spec.shape)
+        words = self._base[span.start : span.stop]
+        if not words.size or not (is_same or self._step.is_arithmetic):
+            return
+        with self._meter.phase("measure"):
+            before = cast(words, base.dtype, spec.dtype)
+            self._figures.moved += self._kernels.moved(before, out[: before.size])
+            self._figures.comparable += before.size
+            piece = Piece(
+                numel=base.numel,
+                span=span,
+                shape=shape,
+                base=words,
+                base_dtype=base.dtype,
+                out_dtype=spec.dtype,
+                operands=[
+                    (self._plan.participants[one.participant].id, not one.record.is_exact, operand)
+                    for one, operand in brought
+                ],
+            )
+            count_operands(self._figures, piece, self._kernels)

@@ -27,7 +27,7 @@ _EXPONENT = {  # all bits of the exponent field: set exactly in infinities and N
     DType.F8_E5M2: 0x7C,
     DType.F8_E4M3: 0x7F,  # no infinities; NaN alone has all seven bits set
 }
-_SCAN = 1 << 20  # elements looked at together, so that a scan needs no copy of the tensor
+_SCAN = 1 << 16  # elements looked at together: a scan needs no copy of the tensor, and its temporaries stay in a cache
 
 
 def words_dtype(dtype: DType) -> np.dtype[Any]:

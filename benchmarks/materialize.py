@@ -207,7 +207,7 @@ def framed(base: Path, experts: list[Path]) -> list[tuple[bytes, int]]:
 
 
 def decompress(frames: list[tuple[bytes, int]], threads: int) -> None:
-    """zstd alone."""
+    """What zstd alone does."""
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda frame: zstandard.ZstdDecompressor().decompress(frame[0]), frames):
             pass

@@ -17,7 +17,7 @@ from obm_format.checkpoint import Checkpoint
 from obm_format.container.names import check_tensor_name
 from obm_format.errors import BackboneMismatch, CheckpointError, FormatError
 from obm_format.kernels.contract import Kernels
-from obm_format.kernels.words import Float32, first_not_finite
+from obm_format.kernels.words import Float32, Words, first_not_finite
 from obm_format.limits import DEFAULT_LIMITS
 from obm_format.model import Prefix, TensorSpec
 

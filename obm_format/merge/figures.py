@@ -1,7 +1,7 @@
 """What a merge did to one tensor, in numbers: elements that moved, values that rounding swallowed, signs that clash.
 
-Swallowed values and signs are counted on a sample that depends on the tensor's size alone: all of it up to a quarter of a million
-elements, evenly spaced rows (or elements) of a larger one. Never changes anything.
+Swallowed values and signs are counted on a sample that depends on the tensor's size alone: all of it up to a quarter
+of a million elements, evenly spaced rows (or elements) of a larger one. Never changes anything.
 """
 
 from __future__ import annotations

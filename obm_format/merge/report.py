@@ -27,7 +27,7 @@ class ExpertReport:
         id: artifact id.
         task: task name, or "".
         absorbed: share of its approximate non-zero values that rounding to the output dtype swallows, 0 to 1;
-            of tensors above a million elements a sample is looked at.
+            of tensors above a quarter of a million elements a sample is looked at.
     """
 
     id: str

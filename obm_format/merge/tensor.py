@@ -131,14 +131,13 @@ class _Maker:
         """Refuse another backbone (obm-1 clause 10.3)."""
         if self._base is None or self._step.base is None:
             return
-        if self._known is None:
+        if self._known is None or not self._vouching:
             self._read(Span(self._seen, self._base.size))
-            if not self._vouching:
-                return
+        if self._known is None and self._vouching:
             self._known = self._hash.digest()
             self._inputs.base.remember_sha256(self._step.base.name, self._known)
         for expert, name in self._vouching:
-            expert.check_base(name, self._step.base, self._known)
+            expert.check_base(name, self._step.base, self._known or b"")
 
     def _release(self) -> None:
         """Give back the mapped pages that are used up."""

@@ -141,7 +141,7 @@ def inputs(folder: Path, kind: str) -> tuple[Path, list[Path]]:
             with open_checkpoint(base) as opened, CheckpointWriter(fine_tune, wanted) as writer:
                 for place, spec in enumerate(wanted):
                     words = opened.words(spec.name).reshape(-1)
-                    moves = kind == "paper" or ".layers." in spec.name and len(spec.shape) == 2
+                    moves = kind == "paper" or (".layers." in spec.name and len(spec.shape) == 2)
                     moved = tuned(words, spec, 1000 * seed + place, noise) if moves else words
                     writer.write_flat(spec.name, moved)
                 writer.commit()

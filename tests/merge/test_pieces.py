@@ -1,0 +1,185 @@
+"""Tensors are made in pieces on several threads: neither shows in the output, and memory stays within its bound."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import shifted, tiny_llama, write_checkpoint
+from tiny_experts import KERNELS, fine_tune, integers, save, tensor, tiny_backbone, tiny_expert
+
+from obm_format import compress_checkpoint, open_expert
+from obm_format.checkpoint import open_checkpoint
+from obm_format.compress import CompressOptions
+from obm_format.errors import ObmError
+from obm_format.expert import Expert
+from obm_format.kernels import select_kernels
+from obm_format.kernels.words import Words
+from obm_format.merge import WeightStream, parse_recipe
+from obm_format.model import DType
+
+ENCODINGS = {
+    "exact": CompressOptions(position="none"),
+    "sign1": CompressOptions(planes=2),
+    "tern1": CompressOptions(encoding="tern1"),
+    "affine4": CompressOptions(encoding="affine4"),
+    "sparse": CompressOptions(encoding="sparse"),
+}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone, and an expert of each encoding."""
+    folder = tmp_path_factory.mktemp("pieces")
+    base = tiny_llama(0, DType.BF16, layers=1)
+    write_checkpoint(folder / "base", base)
+    for seed, (name, options) in enumerate(ENCODINGS.items(), 1):
+        write_checkpoint(folder / name, shifted(base, seed))
+        compress_checkpoint(folder / "base", folder / name, folder / f"{name}.obm", options)
+    return folder
+
+
+def merged(folder: Path, names: Sequence[str], content: dict[str, object], **how: object) -> dict[str, bytes]:
+    experts = [open_expert(folder / f"{name}.obm") for name in names]
+    recipe = parse_recipe({**content, "route": experts[0].id} if "route" in content else content)
+    with open_checkpoint(folder / "base") as base:
+        return {spec.name: words.tobytes() for spec, words in WeightStream(base, experts, recipe, **how)}
+
+
+@pytest.mark.parametrize("first", ENCODINGS)
+@pytest.mark.parametrize(
+    "content",
+    [{"route": "", "lam": 0.5, "scope": "all"}, {"method": "routing", "route": ""}, {"method": "ties", "density": 0.3}],
+)
+def test_pieces_and_threads_do_not_show(family: Path, first: str, content: dict[str, object]) -> None:
+    names = [first, *(name for name in ENCODINGS if name != first)]
+    wanted = merged(family, names, content, piece_nbytes=1 << 30, threads=1, kernels=KERNELS)
+    for threads, piece, kernels in [(1, 32, KERNELS), (3, 1000, None), (2, 1, select_kernels(2))]:
+        assert merged(family, names, content, piece_nbytes=piece, threads=threads, kernels=kernels) == wanted
+
+
+@pytest.mark.parametrize("piece", [1, 100, 1 << 20])
+def test_routing_is_what_each_encoding_rebuilds(family: Path, piece: int) -> None:
+    for name in ENCODINGS:
+        made = merged(family, [name], {"method": "routing", "route": ""}, piece_nbytes=piece)
+        with open_expert(family / f"{name}.obm") as expert, open_checkpoint(family / "base") as base:
+            for tensor_name in base.tensors:
+                assert made[tensor_name] == expert.rebuild(tensor_name, base.words(tensor_name)).tobytes(), tensor_name
+
+
+@pytest.mark.parametrize("piece", [1, 50, 1 << 20])
+def test_grown_added_and_replaced_tensors_in_pieces(tmp_path: Path, piece: int) -> None:
+    base = tiny_backbone(DType.F16)
+    tuned = fine_tune(base, 1)
+    rng = np.random.default_rng(5)
+    tuned["emb.weight"] = tensor(np.vstack([rng.normal(size=(7, 12)), rng.normal(size=(3, 12))]), DType.F16)
+    tuned["new.weight"] = tensor(rng.normal(size=(4, 5)), DType.F16)
+    tuned["ids"] = integers(np.arange(9))
+    save(tmp_path / "base", base)
+    expert = tiny_expert(tmp_path / "a.obm", base, tuned, task="a")
+    other = tiny_expert(tmp_path / "b.obm", base, fine_tune(base, 2), compressed=["emb.weight"], task="b")
+    for recipe in ({"method": "routing", "route": "a"}, {"route": "a", "scope": "all"}):
+        with open_checkpoint(tmp_path / "base") as opened:
+            stream = WeightStream(opened, [expert, other], parse_recipe(recipe), piece_nbytes=piece)
+            whole = WeightStream(opened, [expert, other], parse_recipe(recipe), piece_nbytes=1 << 30)
+            made, wanted = ({spec.name: words for spec, words in one} for one in (stream, whole))
+        assert made.keys() == tuned.keys()
+        for name, words in wanted.items():
+            assert np.array_equal(made[name], words), name
+        if recipe["route"] == "a" and "method" in recipe:
+            for name, one in tuned.items():
+                assert np.array_equal(made[name], one.words), name
+
+
+def damaged_expert(folder: Path, expert: Expert, name: str) -> Expert:
+    """The expert with a bit of a tensor's part flipped."""
+    data = bytearray((folder / "a.obm").read_bytes())
+    part = next(part for key, part in expert.header.parts.items() if key.startswith(name))
+    data[part.offset] ^= 1
+    return open_expert(bytes(data))
+
+
+def test_wrong_backbone_is_named_even_where_parts_do_not_decode(tmp_path: Path) -> None:
+    base = tiny_backbone(DType.F32)
+    expert = tiny_expert(tmp_path / "a.obm", base, fine_tune(base, 1))
+    base["norm.weight"].words[5] ^= 1 << 30
+    save(tmp_path / "base", base)
+    with open_checkpoint(tmp_path / "base") as opened, pytest.raises(ObmError) as caught:
+        dict(WeightStream(opened, [expert], parse_recipe({}), piece_nbytes=16))
+    assert (caught.value.reason, caught.value.where) == ("base_digest", "norm.weight")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_damage_stops_all_threads_with_its_own_error(tmp_path: Path, threads: int) -> None:
+    base = tiny_backbone(DType.F32)
+    expert = tiny_expert(tmp_path / "a.obm", base, fine_tune(base, 1))
+    bad = damaged_expert(tmp_path, expert, "l.attn.weight")
+    save(tmp_path / "base", base)
+    with open_checkpoint(tmp_path / "base") as opened:
+        stream = WeightStream(opened, [bad], parse_recipe({}), threads=threads)
+        with pytest.raises(ObmError) as caught:
+            stream.run(lambda step: Sink())
+    assert caught.value.reason in {"part_digest", "frame_digest"}
+
+
+class Sink:
+    """A target that keeps nothing."""
+
+    def room(self, span: object) -> Words:
+        return np.empty(span.size, np.uint32)  # type: ignore[attr-defined]
+
+    def put(self, span: object, words: Words) -> None:
+        pass
+
+
+MEASURE = """
+import json, sys, threading, time
+from pathlib import Path
+from obm_format import materialize, parse_recipe
+from obm_format.merge.meter import private_bytes
+
+folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+recipe = parse_recipe({"route": "a", "lam": 0.5, "scope": "all"})
+experts = [folder / "a.obm", folder / "b.obm"]
+materialize(folder / "base", experts, recipe, folder / f"warm{threads}", threads=threads)
+idle, peak, over = private_bytes(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not over.is_set():
+        peak = max(peak, private_bytes())
+        time.sleep(0.0005)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+made = materialize(folder / "base", experts, recipe, folder / f"out{threads}", threads=threads)
+over.set()
+watcher.join()
+print(json.dumps({"idle": idle, "peak": peak, "reported": made.peak_private_bytes}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_private_memory_stays_below_64_mb_and_a_tensor_per_worker(tmp_path: Path, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    shape = (8192, 4096)
+    base = {f"model.layers.0.mlp.{kind}_proj.weight": rng.normal(0, 0.02, shape) for kind in ("gate", "up", "down")}
+    write_checkpoint(tmp_path / "base", {name: (DType.BF16, values) for name, values in base.items()})
+    for task, position in {"a": "none", "b": "linear"}.items():
+        tuned = {name: (DType.BF16, values + rng.normal(0, 5e-4, shape)) for name, values in base.items()}
+        write_checkpoint(tmp_path / task, tuned)
+        options = CompressOptions(task=task, position=position)
+        compress_checkpoint(tmp_path / "base", tmp_path / task, tmp_path / f"{task}.obm", options)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(threads)], capture_output=True, text=True, check=True
+    )
+    seen = json.loads(done.stdout)
+    largest = 2 * shape[0] * shape[1]
+    assert seen["peak"] - seen["idle"] <= (64 << 20) + threads * largest
+    assert abs(seen["reported"] - seen["peak"]) <= 16 << 20

@@ -59,11 +59,11 @@ def merged(folder: Path, names: Sequence[str], content: dict[str, object], **how
 def test_pieces_and_threads_do_not_show(family: Path, first: str, content: dict[str, object]) -> None:
     names = [first, *(name for name in ENCODINGS if name != first)]
     wanted = merged(family, names, content, piece_nbytes=1 << 30, threads=1, kernels=KERNELS)
-    for threads, piece, kernels in [(1, 32, KERNELS), (3, 1000, None), (2, 1, select_kernels(2))]:
+    for threads, piece, kernels in [(1, 32, KERNELS), (3, 1000, None), (2, 200, select_kernels(2))]:
         assert merged(family, names, content, piece_nbytes=piece, threads=threads, kernels=kernels) == wanted
 
 
-@pytest.mark.parametrize("piece", [1, 100, 1 << 20])
+@pytest.mark.parametrize("piece", [64, 1 << 20])
 def test_routing_is_what_each_encoding_rebuilds(family: Path, piece: int) -> None:
     for name in ENCODINGS:
         made = merged(family, [name], {"method": "routing", "route": ""}, piece_nbytes=piece)

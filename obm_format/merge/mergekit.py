@@ -102,7 +102,7 @@ def _switches(shared: Mapping[str, object], method: str) -> dict[str, object]:
         fields["normalize"] = shared["normalize"]
     if "rescale" in shared and method not in ("linear", "task_arithmetic"):
         if not isinstance(shared["rescale"], bool):
-            raise _bad("rescale is true or false", where="parameters.rescale", got=shared["rescale"])
+            raise _bad("rescale is true or false", where="parameters, rescale", got=shared["rescale"])
         fields["rescale"] = "l1" if shared["rescale"] else "none"
     if method == "linear":
         del fields["lambda"]
@@ -121,7 +121,7 @@ def _models(value: object, method: str) -> list[tuple[str, Mapping[str, object]]
         own = _parameters(entry.get("parameters"), method, f"{where}, parameters")
         for key in own:
             if key not in _PER_MODEL:
-                raise _bad("is a parameter of the merge, not of one model", where=f"{where}, {key}")
+                raise _bad("is a parameter of the merge, not of one model", where=f"{where}, parameters, {key}")
         found.append((path, own))
     return found
 

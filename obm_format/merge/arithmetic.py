@@ -7,7 +7,7 @@ is trimmed, dropped or combined in a peer's way is made window by window. Source
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from obm_format.merge.dare import Drawn, rescaled, tensor_key
 from obm_format.merge.methods import Arithmetic, Cut, Divisor, Rescale, TrimScope, When
 from obm_format.merge.recipe import Recipe
 from obm_format.merge.ties import combine
-from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, kept_count, select
+from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, Windows, kept_count, select
 from obm_format.merge.windows import in_view, matrix_view, row_windows, rows_of, task_vector, window_values
 from obm_format.model import DType
 
@@ -33,6 +33,7 @@ class Share:
         operand: its task vector for this tensor.
         density: share of its elements to keep.
         kept: what is kept, where that was found among all tensors; None: to be found in this one.
+        thinning: how it is thinned, where only a piece of the tensor is at hand; None: to be found in all of it.
     """
 
     expert: str
@@ -40,15 +41,24 @@ class Share:
     operand: Operand
     density: float = 1.0
     kept: Kept | None = None
+    thinning: Thinning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BaseMatrix:
-    """The backbone's words of one tensor, in any view, with their dtype and the tensor's name."""
+    """The backbone's words of one tensor or a piece of it.
+
+    Args:
+        name: the tensor's.
+        words: in any view.
+        dtype: their dtype.
+        start: flat place of the first word in the tensor.
+    """
 
     name: str
     words: Words
     dtype: DType
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,7 +109,7 @@ def merge_tensor(
         zero_is_positive: the elected sign where a sum is 0.
     """
     arithmetic = recipe.arithmetic
-    pairs = [(share, thinning(share, base, arithmetic, recipe.seed, kernels)) for share in shares]
+    pairs = [(share, share.thinning or _thinning_here(share, base, recipe, kernels)) for share in shares]
     if arithmetic.combine is not Combine.MEAN:  # a mean counts who brings nothing
         pairs = [pair for pair in pairs if not _brings_nothing(*pair)]
     job = _Job(base, routed, pairs, kernels)
@@ -144,46 +154,53 @@ def kernel_combine(arithmetic: Arithmetic, weights: Sequence[float]) -> Combine 
             return None
 
 
-def thinning(share: Share, base: BaseMatrix, arithmetic: Arithmetic, seed: int, kernels: Kernels) -> Thinning:
-    """How the operand of a share is thinned; `WHOLE` at density 1, so that sign bits stay packed.
+def find_thinning(
+    share: Share, name: str, size: int, windows: Windows, *, recipe: Recipe, kernels: Kernels
+) -> Thinning:
+    """How a task vector is thinned; `WHOLE` at density 1, so that sign bits stay packed.
 
     Args:
-        share: one expert's.
-        base: the backbone's tensor.
-        arithmetic: cut, count, trim scope, rescale.
-        seed: of the random choice.
+        share: one expert's; its operand is not looked at.
+        name: the tensor's name in the backbone.
+        size: elements of the tensor.
+        windows: gives (flat start, values) of its pieces in order, as often as it is called.
+        recipe: cut, count, trim scope, rescale, seed.
         kernels: who computes.
     """
-    if share.density >= 1 or isinstance(share.operand, ZeroOperand):
+    if share.density >= 1:
         return WHOLE
-    how = Thinning(
-        choice=_choice(share, base, arithmetic, seed, kernels), rescale=arithmetic.rescale, density=share.density
-    )
-    if share.density == 0 or how.choice in (KEEP_ALL, KEEP_NONE):
-        return how if how.choice != KEEP_ALL else WHOLE
+    arithmetic = recipe.arithmetic
+    choice = _choice(share, name, size, windows, recipe)
+    how = Thinning(choice=choice, rescale=arithmetic.rescale, density=share.density)
+    if choice in (KEEP_ALL, KEEP_NONE):
+        return WHOLE if choice == KEEP_ALL else how
     if arithmetic.rescale is not Rescale.L1:
         return how
     before = after = 0.0
-    for start, values in window_values(share.operand, base.words, base.dtype, kernels):
+    for start, values in windows():
         before += _l1(values, kernels)
-        after += _l1(how.choice.apply(values, start), kernels)
+        after += _l1(choice.apply(values, start), kernels)
     return replace(how, l1=(before, after))
 
 
-def _choice(share: Share, base: BaseMatrix, arithmetic: Arithmetic, seed: int, kernels: Kernels) -> Kept | Drawn:
+def _thinning_here(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kernels) -> Thinning:
+    if isinstance(share.operand, ZeroOperand):
+        return WHOLE
+
+    def windows() -> Iterable[tuple[int, Float32]]:
+        return window_values(share.operand, base.words, base.dtype, kernels)
+
+    return find_thinning(share, base.name, base.words.size, windows, recipe=recipe, kernels=kernels)
+
+
+def _choice(share: Share, name: str, size: int, windows: Windows, recipe: Recipe) -> Kept | Drawn:
+    arithmetic = recipe.arithmetic
     if arithmetic.cut is Cut.RANDOM:
-        return (
-            Drawn(key=tensor_key(seed, share.expert, base.name), density=share.density) if share.density else KEEP_NONE
-        )
+        key = tensor_key(recipe.seed, share.expert, name)
+        return Drawn(key=key, density=share.density) if share.density else KEEP_NONE
     if arithmetic.trim_scope is TrimScope.GLOBAL:
         return KEEP_ALL if share.kept is None else share.kept
-    size = base.words.size
-    return select(
-        lambda: window_values(share.operand, base.words, base.dtype, kernels),
-        kept_count(share.density, size, arithmetic.count),
-        size,
-        arithmetic.cut,
-    )
+    return select(windows, kept_count(share.density, size, arithmetic.count), size, arithmetic.cut)
 
 
 def _l1(values: Float32, kernels: Kernels) -> float:
@@ -209,13 +226,13 @@ class _Job:
         operands = [share.operand for share, _ in pairs]
         self.view = matrix_view([*operands, *([] if routed is None else [routed])], base.words)
         self.operands = [in_view(operand, self.view, kernels) for operand in operands]
-        self._base, self._dtype = base.words.reshape(self.view), base.dtype
+        self._base, self._dtype, self._start = base.words.reshape(self.view), base.dtype, base.start
         self._routed = None if routed is None else in_view(routed, self.view, kernels)
         self._how, self._kernels = [how for _, how in pairs], kernels
 
     def values(self, rows: slice) -> list[Float32]:
         """The thinned task vectors in some rows."""
-        base, start = self._base[rows], rows.start * self.view[1]
+        base, start = self._base[rows], self._start + rows.start * self.view[1]
         return [
             how.apply(task_vector(rows_of(operand, rows), base, self._dtype, self._kernels), start)
             for how, operand in zip(self._how, self.operands, strict=True)

@@ -17,6 +17,7 @@ from obm_format.kernels.words import Float32, Words, from_float32, to_float32
 from obm_format.merge.dare import Drawn, rescaled, tensor_key
 from obm_format.merge.methods import Arithmetic, Cut, Divisor, Rescale, TrimScope, When
 from obm_format.merge.recipe import Recipe
+from obm_format.merge.sums import MagnitudeSum
 from obm_format.merge.ties import combine
 from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, Windows, kept_count, select
 from obm_format.merge.windows import in_view, matrix_view, row_windows, rows_of, task_vector, window_values
@@ -154,9 +155,7 @@ def kernel_combine(arithmetic: Arithmetic, weights: Sequence[float]) -> Combine 
             return None
 
 
-def find_thinning(
-    share: Share, name: str, size: int, windows: Windows, *, recipe: Recipe, kernels: Kernels
-) -> Thinning:
+def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: Recipe) -> Thinning:
     """How a task vector is thinned; `WHOLE` at density 1, so that sign bits stay packed.
 
     Args:
@@ -165,7 +164,6 @@ def find_thinning(
         size: elements of the tensor.
         windows: gives (flat start, values) of its pieces in order, as often as it is called.
         recipe: cut, count, trim scope, rescale, seed.
-        kernels: who computes.
     """
     if share.density >= 1:
         return WHOLE
@@ -176,11 +174,11 @@ def find_thinning(
         return WHOLE if choice == KEEP_ALL else how
     if arithmetic.rescale is not Rescale.L1:
         return how
-    before = after = 0.0
+    before, after = MagnitudeSum(), MagnitudeSum()
     for start, values in windows():
-        before += _l1(values, kernels)
-        after += _l1(choice.apply(values, start), kernels)
-    return replace(how, l1=(before, after))
+        before.add(values)
+        after.add(choice.apply(values, start))
+    return replace(how, l1=(float(before.total), float(after.total)))
 
 
 def _thinning_here(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kernels) -> Thinning:
@@ -190,7 +188,7 @@ def _thinning_here(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kern
     def windows() -> Iterable[tuple[int, Float32]]:
         return window_values(share.operand, base.words, base.dtype, kernels)
 
-    return find_thinning(share, base.name, base.words.size, windows, recipe=recipe, kernels=kernels)
+    return find_thinning(share, base.name, base.words.size, windows, recipe)
 
 
 def _choice(share: Share, name: str, size: int, windows: Windows, recipe: Recipe) -> Kept | Drawn:
@@ -201,11 +199,6 @@ def _choice(share: Share, name: str, size: int, windows: Windows, recipe: Recipe
     if arithmetic.trim_scope is TrimScope.GLOBAL:
         return KEEP_ALL if share.kept is None else share.kept
     return select(windows, kept_count(share.density, size, arithmetic.count), size, arithmetic.cut)
-
-
-def _l1(values: Float32, kernels: Kernels) -> float:
-    flat = np.ascontiguousarray(values).reshape(-1)
-    return float(kernels.group_sums(flat, np.array([0, flat.size]))[0][0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

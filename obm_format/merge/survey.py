@@ -16,6 +16,7 @@ from obm_format.kernels.contract import Combine, Kernels, Operand, ZeroOperand
 from obm_format.kernels.words import Float32, Words
 from obm_format.merge.methods import Cut, Scope, TrimScope, When
 from obm_format.merge.plan import Contribution, MergePlan, Step, can_combine
+from obm_format.merge.sums import MagnitudeSum
 from obm_format.merge.ties import election_balance
 from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, Ranking, count_equal, kept_count, nth_equal
 from obm_format.merge.windows import in_view, matrix_view, row_windows, rows_of, task_vector, window_values
@@ -113,19 +114,16 @@ class _Ranks:
             for place, (count, size) in enumerate(zip(self.counts, sizes, strict=True))
             if 0 < count < size
         }
-        self._sums: dict[Place, tuple[float, int]] = {}  # of 1-bit matrices: sum of magnitudes, and their number
+        self._sums: dict[Place, MagnitudeSum] = {}  # of 1-bit matrices
 
-    def look(self, piece: Piece, kernels: Kernels) -> None:
+    def look(self, piece: Piece) -> None:
         """Count the magnitudes of a piece, if its expert is trimmed."""
         ranking = self.rankings.get(piece.key[0])
         if ranking is None:
             return
         ranking.look(piece.values)
         if self.cut is Cut.MATRIX and piece.is_bits and not ranking.is_narrow:
-            flat = np.ascontiguousarray(piece.values).reshape(-1)
-            l1, size = self._sums.get(piece.key, (0.0, 0))
-            more, _ = kernels.group_sums(flat, np.array([0, flat.size]))
-            self._sums[piece.key] = l1 + float(more[0]), size + flat.size
+            self._sums.setdefault(piece.key, MagnitudeSum()).add(piece.values)
 
     def kept(self, key: Place) -> Kept:
         """What is kept of one tensor, but for equal magnitudes that are counted out."""
@@ -133,8 +131,7 @@ class _Ranks:
         if ranking is None:
             return KEEP_NONE if self.counts[key[0]] == 0 else KEEP_ALL
         if key in self._sums:
-            l1, size = self._sums[key]
-            return KEEP_ALL if l1 / size >= ranking.threshold else KEEP_NONE
+            return KEEP_ALL if self._sums[key].mean >= ranking.threshold else KEEP_NONE
         return Kept(ranking.threshold)
 
 
@@ -142,12 +139,12 @@ def _thresholds(plan: MergePlan, look: Look, kernels: Kernels) -> dict[Place, Ke
     ranks = _Ranks(plan)
     keys: dict[Place, None] = {}
     for piece in _pieces(plan, look, kernels):
-        ranks.look(piece, kernels)
+        ranks.look(piece)
         keys[piece.key] = None
     for ranking in ranks.rankings.values():
         ranking.narrow()
     for piece in _pieces(plan, look, kernels) if ranks.rankings else ():
-        ranks.look(piece, kernels)
+        ranks.look(piece)
     found = {key: ranks.kept(key) for key in keys}
     if ranks.cut is Cut.EXACT:
         found.update(_count_out(plan, look, kernels, ranks.rankings))

@@ -124,6 +124,7 @@ REASONS: dict[str, Reason] = {
     "bad_method": Reason(EXIT_USAGE, 405, "this HTTP method does not apply here"),
     "stalled": Reason(EXIT_NETWORK, 408, "the other side made no progress for too long"),
     "bad_page": _usage("a page size or cursor is malformed"),
+    "audit_broken": Reason(EXIT_INTEGRITY, 500, "a line of the audit log is not what was written"),
     "quota_exceeded": Reason(EXIT_LIMIT, 429, "the namespace is at its quota"),
     "rate_limited": Reason(EXIT_LIMIT, 429, "too many requests, or too many wrong credentials, in a short time"),
     "unauthorized": Reason(EXIT_AUTH, 401, "no credentials, or they are unknown, expired or revoked"),

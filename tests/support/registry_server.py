@@ -10,11 +10,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from obm_registry.server.home import open_home
+from obm_registry.service.access import create_token, set_role
 
 START = "from obm_cli.__main__ import run; run()"
 
@@ -28,6 +31,7 @@ class RunningServer:
     admin: str
     process: subprocess.Popen[str]
     log: Path
+    clients: list[httpx.Client] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -37,7 +41,9 @@ class RunningServer:
         """A client that shows `token`; "" for none, None for the administrator's."""
         shown = self.admin if token is None else token
         headers = {"Authorization": f"Bearer {shown}"} if shown else {}
-        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30, **kwargs)  # type: ignore[arg-type]
+        client = httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30, **kwargs)  # type: ignore[arg-type]
+        self.clients.append(client)  # closed with the server
+        return client
 
     def obm(self, *arguments: str) -> dict[str, object]:
         """Run `obm ... --json` over the folder of the server."""
@@ -51,10 +57,18 @@ class RunningServer:
         found: dict[str, object] = json.loads(done.stdout)
         return found
 
-    def token(self, name: str, role: str = "", namespace: str = "", *options: str) -> str:
-        """A new token for `name`, which gets the role."""
-        roles = ["--role", role, "--namespace", namespace] if role else []
-        return str(self.obm("token", "create", name, *roles, *options)["token"])
+    def token(
+        self,
+        name: str,
+        roles: dict[str, str] | None = None,
+        scopes: Sequence[str] = (),
+        lifetime_s: float | None = None,
+    ) -> str:
+        """A new token for `name`, who gets the roles; made beside the server, in its catalog."""
+        with open_home(self.home) as registry:
+            for namespace, role in (roles or {}).items():
+                set_role(registry, name, namespace, role, actor="tester")
+            return create_token(registry, name, actor="tester", scopes=scopes, lifetime_s=lifetime_s)[0]
 
 
 @contextlib.contextmanager
@@ -71,14 +85,17 @@ def running_server(home: Path, *options: str, start: str = START) -> Iterator[Ru
             text=True,
         )
     assert process.stdout is not None
+    clients: list[httpx.Client] = []
     try:
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"the server did not start:\n{log.read_text()}")
         said = json.loads(line)
         token = Path(said["token_file"]).read_text().strip()
-        yield RunningServer(url=said["url"], home=home, admin=token, process=process, log=log)
+        yield RunningServer(url=said["url"], home=home, admin=token, process=process, log=log, clients=clients)
     finally:
+        for client in clients:
+            client.close()
         process.send_signal(signal.SIGTERM)
         process.wait(40)
         process.stdout.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +49,15 @@ class BlobStore(Protocol):
             RegistryError: `disk_full` or `io`.
         """
 
-    def resume(self, key: str, nbytes: int) -> AbstractContextManager[ObjectWriter]:
-        """A context that appends to an object, made when it is not there yet, behind its first `nbytes` bytes.
+    def resume(self, key: str, durable: Callable[[], int]) -> AbstractContextManager[ObjectWriter]:
+        """A context that appends to an object, made when it is not there yet, and keeps others from doing so.
 
-        Whatever the object has beyond them is cut off first. However the block ends, what was written is
-        durable.
+        Args:
+            key: the object.
+            durable: asked once nobody else can write: how many bytes of the object count. Whatever it has beyond
+                them is cut off. What this raises ends the context before anything is changed.
+
+        However the block ends, what was written is durable.
 
         Raises:
             RegistryError: `busy` when somebody else is writing to it, `blob_damaged` when it has fewer bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,12 +53,13 @@ class LocalBlobs:
                 raise
 
     @contextlib.contextmanager
-    def resume(self, key: str, nbytes: int) -> Iterator[ObjectWriter]:
+    def resume(self, key: str, durable: Callable[[], int]) -> Iterator[ObjectWriter]:
         """Append to an object; see `BlobStore.resume`."""
         path = self._path(key)
         with disk_errors(f"object {key}"):
             path.parent.mkdir(exist_ok=True)
             with path.open("ab") as file, _alone(file, key):
+                nbytes = durable()
                 if os.fstat(file.fileno()).st_size < nbytes:
                     raise damaged(key, "the object is shorter than what had arrived")
                 file.truncate(nbytes)

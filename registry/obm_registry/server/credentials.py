@@ -115,8 +115,14 @@ def _password(value: str) -> str:
     return text.partition(":")[2]
 
 
-async def authorize(request: Request, action: str, repository: str) -> Caller:
+async def authorize(request: Request, action: str, repository: str, *, also: str = "") -> Caller:
     """Let a caller pass who may do `action` in a repository, whether that is there or not.
+
+    Args:
+        request: what was asked.
+        action: an action.
+        repository: where.
+        also: a further scope that the caller is told to ask for, since the request could make use of it.
 
     Raises:
         Unauthorized: who may not, and could come back with (other) credentials.
@@ -127,7 +133,12 @@ async def authorize(request: Request, action: str, repository: str) -> Caller:
     who = await identify(request)
     if await in_thread(allows, server_of(request), who.caller, action, repository):
         return who.caller
-    scope = f"repository:{repository}:{_docker_actions(action)}"
+    wanted = _docker_actions(action)
+    if request.method == "HEAD":
+        # whoever only asks whether something is there is most likely about to push, and some clients ask for one
+        # short-lived token and keep it; a token gives no more than its owner may do
+        wanted = "pull,push"
+    scope = f"repository:{repository}:{wanted} {also}".strip()
     if who.caller.is_anonymous or who.is_session:
         error = "insufficient_scope" if who.is_session else ""
         raise Unauthorized("this takes a token that allows it", scope=scope, error=error)

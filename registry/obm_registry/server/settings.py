@@ -30,7 +30,7 @@ class Ceilings:
     idle_s: float = 30.0
     rate: float = 1000.0
     burst: int = 10_000
-    wrong_credentials: int = 30
+    wrong_credentials: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ def set_namespace_rules(
     subject_policy: str,
     immutable_tags: tuple[str, ...],
     visibility: str = "public",
+    actor: str,
 ) -> Namespace:
     """Set the rules of a namespace; they hold from the next publication on.
 
@@ -45,6 +46,7 @@ def set_namespace_rules(
         immutable_tags: shell patterns of tags that always name what they named first; no white space in them.
         visibility: `public` or `private`: whether who has no token may pull, where a server lets such callers
             in at all.
+        actor: who sets them, for the audit log.
 
     Raises:
         UsageError: `bad_ref`; `usage` for values outside their range.
@@ -68,4 +70,6 @@ def set_namespace_rules(
     )
     with registry.catalog.write() as session:
         session.names.set_rules(rules)
+        detail = f"quota {quota_nbytes}, {subject_policy}, {visibility}, immutable {' '.join(immutable_tags)}"
+        session.audit.record(actor, "namespace.rules", name, registry.clock(), detail)
     return rules

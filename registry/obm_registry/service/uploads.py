@@ -99,13 +99,22 @@ class Receiver:
 
     def __enter__(self) -> Self:
         upload = self._upload
-        self._writer = self._open.enter_context(self._registry.blobs.resume(upload.storage_key, upload.received))
+        self._writer = self._open.enter_context(self._registry.blobs.resume(upload.storage_key, self._durable))
         with contextlib.ExitStack() as undo:
             undo.push(self._open)
             total = self._registry.hashes.take(upload.session, upload.received, upload.algorithm)
             self._hash = total or self._rehash(upload.algorithm, upload.received)
             undo.pop_all()
         return self
+
+    def _durable(self) -> int:
+        """How many bytes count, now that nobody else can write: as many as when the caller looked, or refuse."""
+        upload = self._upload
+        with self._registry.catalog.read() as rows:
+            now = rows.blobs.upload(upload.repo_id, upload.session)
+        if now != upload:
+            raise _moved(upload)
+        return upload.received
 
     def write(self, data: bytes) -> None:
         """Append bytes.
@@ -129,24 +138,22 @@ class Receiver:
             with self._registry.catalog.write() as rows:
                 now = self._registry.clock()
                 if not rows.blobs.note_received(upload.storage_key, upload.received, self.received, now):
-                    raise RegistryError(
-                        "upload_unknown", "the upload ended or went on elsewhere meanwhile", where=upload.session
-                    )
+                    raise _moved(upload)
+
+    def digest(self, algorithm: str) -> str:
+        """Digest of all that has arrived."""
+        total = self._hash if self._hash.name == algorithm else self._rehash(algorithm, self.received)
+        return f"{algorithm}:{total.hexdigest()}"
 
     def _rehash(self, algorithm: str, nbytes: int) -> hashlib._Hash:
-        return hash_object(self._registry, self._upload.storage_key, nbytes, algorithm)
+        total = hashlib.new(algorithm)
+        for chunk in self._registry.blobs.read(self._upload.storage_key, 0, nbytes):
+            total.update(chunk)
+        return total
 
 
-def hash_object(registry: Registry, key: str, nbytes: int, algorithm: str) -> hashlib._Hash:
-    """The hash over the first `nbytes` bytes of a stored object.
-
-    Raises:
-        RegistryError: `blob_damaged`, `io`.
-    """
-    total = hashlib.new(algorithm)
-    for chunk in registry.blobs.read(key, 0, nbytes):
-        total.update(chunk)
-    return total
+def _moved(upload: Upload) -> RegistryError:
+    return RegistryError("upload_unknown", "the upload ended or went on elsewhere meanwhile", where=upload.session)
 
 
 def finish_upload(registry: Registry, repository: str, session: str, digest: str) -> Blob:
@@ -165,18 +172,15 @@ def finish_upload(registry: Registry, repository: str, session: str, digest: str
         RegistryError: `blob_digest` when the bytes are others, and the upload is gone then; `bad_digest`,
             `upload_unknown`, `quota_exceeded`.
     """
-    algorithm, _, expected = parse_digest(digest).partition(":")
+    algorithm = parse_digest(digest).partition(":")[0]
     upload = find_upload(registry, repository, session)
-    total = registry.hashes.take(session, upload.received, algorithm)
-    if total is None:
-        total = hash_object(registry, upload.storage_key, upload.received, algorithm)
-    if upload.received == 0:
-        with registry.blobs.resume(upload.storage_key, 0):
-            pass  # no call may have brought a byte, and an empty blob is an object too
-    if total.hexdigest() != expected:
+    with Receiver(registry, upload, max_nbytes=upload.received) as receiver:  # nobody else appends meanwhile
+        found = receiver.digest(algorithm)
+        blob = adopt(registry, repository, upload.storage_key, digest, upload.received) if found == digest else None
+    if blob is None:
         _discard(registry, upload)
-        raise wrong_digest(digest, f"{algorithm}:{total.hexdigest()}")
-    blob = adopt(registry, repository, upload.storage_key, digest, upload.received)
+        raise wrong_digest(digest, found)
+    registry.hashes.drop(session)
     if blob.storage_key != upload.storage_key:
         registry.blobs.delete(upload.storage_key)
     return blob

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -107,6 +108,29 @@ def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         open_catalog(tmp_path / "db")
     assert caught.value.reason == "io"
     assert "version" in str(caught.value)
+
+
+def test_database_of_the_version_before_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
+    engine = open_sqlite(tmp_path / "db")
+    with transaction(engine, writes=True) as connection:
+        for line in (
+            "INSERT INTO namespace VALUES (1, 'acme', NULL, 'require', '', 5)",
+            "INSERT INTO repository VALUES (1, 1, 'acme/x', 5)",
+            "INSERT INTO upload VALUES ('k', 1, 5)",
+        ):
+            connection.execute(text(line))
+    engine.dispose()
+    monkeypatch.undo()
+    catalog = open_catalog(tmp_path / "db")
+    with catalog.read() as session:
+        found = session.names.repository("acme/x")
+        assert found is not None
+        assert found.namespace.visibility == "public"
+        assert session.blobs.stale_uploads(6) == ["k"]
+        assert compare_metadata(MigrationContext.configure(session.connection), metadata) == []
+    catalog.close()
 
 
 def _open_and_write(path: Path, name: str) -> None:

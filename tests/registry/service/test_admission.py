@@ -153,7 +153,9 @@ def test_expert_of_another_backbone_is_refused(door: Door, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("policy", "warns"), [("warn", True), ("accept", False)])
 def test_namespace_may_take_experts_without_their_backbone(door: Door, policy: str, warns: bool) -> None:
-    set_namespace_rules(door.registry, "acme", quota_nbytes=None, subject_policy=policy, immutable_tags=("*-v[0-9]*",))
+    set_namespace_rules(
+        door.registry, "acme", quota_nbytes=None, subject_policy=policy, immutable_tags=("*-v[0-9]*",), actor="tester"
+    )
     published = door.put(dataclasses.replace(door.manifest, subject=None))
     assert bool(published.warnings) == warns
     (row,) = list_experts(door.registry)
@@ -161,7 +163,9 @@ def test_namespace_may_take_experts_without_their_backbone(door: Door, policy: s
 
 
 def test_push_into_a_namespace_that_takes_all_needs_no_backbone(door: Door, tmp_path: Path) -> None:
-    set_namespace_rules(door.registry, "free", quota_nbytes=None, subject_policy="warn", immutable_tags=())
+    set_namespace_rules(
+        door.registry, "free", quota_nbytes=None, subject_policy="warn", immutable_tags=(), actor="tester"
+    )
     with door.registry.catalog.write() as session:
         session.names.ensure_repository("free/tiny", "free", 1)
     with open_embedded(tmp_path / "home") as embedded:

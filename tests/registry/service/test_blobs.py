@@ -124,7 +124,7 @@ def test_remove_of_a_blob_that_a_manifest_names_is_refused(registry: Registry) -
 
 
 def test_put_above_the_quota_keeps_nothing(registry: Registry) -> None:
-    set_namespace_rules(registry, "acme", quota_nbytes=10, subject_policy="require", immutable_tags=())
+    set_namespace_rules(registry, "acme", quota_nbytes=10, subject_policy="require", immutable_tags=(), actor="tester")
     push_blob(registry, b"12345678")
     with pytest.raises(RegistryError) as caught:
         push_blob(registry, b"abcdefgh")

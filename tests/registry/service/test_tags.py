@@ -61,7 +61,9 @@ def test_version_tag_never_names_another_manifest(registry: Registry) -> None:
 
 def test_immutable_patterns_are_those_of_the_namespace(registry: Registry) -> None:
     assert namespace_rules(registry, "acme").immutable_tags == ("*-v[0-9]*",)
-    set_namespace_rules(registry, "acme", quota_nbytes=None, subject_policy="require", immutable_tags=("rc-*",))
+    set_namespace_rules(
+        registry, "acme", quota_nbytes=None, subject_policy="require", immutable_tags=("rc-*",), actor="tester"
+    )
     push_thing(registry, b"1", tags=["chat-v1", "rc-1"])
     push_thing(registry, b"2", tags=["chat-v1"], change=MOVE)
     assert reason_of(registry, b"2", "rc-1", MOVE) == "tag_immutable"

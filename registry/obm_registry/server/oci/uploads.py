@@ -13,6 +13,7 @@ from obm_format.errors import ObmError, RegistryError
 from obm_registry.catalog.rows import Blob, Upload
 from obm_registry.refs import is_repository, parse_digest, printable
 from obm_registry.server.credentials import allows, authorize, can_pull_everything
+from obm_registry.server.guard import Stalled
 from obm_registry.server.replies import in_thread, server_of
 from obm_registry.server.settings import SEND_NBYTES
 from obm_registry.service import blobs, uploads
@@ -24,7 +25,9 @@ _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}
 async def begin(request: Request) -> Response:
     """`POST /v2/{name}/blobs/uploads/`, with `mount`, `digest` or neither."""
     name, query = request.path_params["name"], request.query_params
-    caller = await authorize(request, PUSH, name)
+    source = query.get("from", "") if "mount" in query else ""
+    also = f"repository:{source}:pull" if is_repository(source) else ""
+    caller = await authorize(request, PUSH, name, also=also)
     registry = server_of(request).registry
     if "mount" in query and await _mount(request, caller):
         return _made(name, query["mount"])
@@ -137,7 +140,7 @@ async def _receive(request: Request, upload: Upload) -> int:
                 if size >= SEND_NBYTES:
                     await in_thread(receiver.write, b"".join(gathered))
                     gathered, size = [], 0
-        except ClientDisconnect:
+        except (ClientDisconnect, Stalled):
             await in_thread(receiver.write, b"".join(gathered))
             raise
         await in_thread(receiver.write, b"".join(gathered))

@@ -53,9 +53,10 @@ def write_expert(
     task: str = "math",
     seed: int = 1,
     added_nbytes: int = 0,
+    n_added: int = 1,
     leave_out: str = "",
 ) -> Path:
-    """An expert of `backbone`: every matrix with 1 bit and an alpha per row, and a new tensor of any size."""
+    """An expert of `backbone`: every matrix with 1 bit and an alpha per row, and new tensors of any size."""
     draw = random.Random(seed)
     alpha = AlphaLayout(granularity=Granularity.ROW)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +71,8 @@ def write_expert(
             alphas = struct.pack(f"<{ROWS}e", *(draw.uniform(0.001, 0.01) for _ in range(ROWS)))
             writer.add(record, [bits], alphas=alphas, base_sha256=base.sha256(name), out_sha256=None)
             records.append(record)
-        if added_nbytes:
-            spec = TensorSpec("z", DType.U8, (added_nbytes,))
+        for i in range(n_added if added_nbytes else 0):
+            spec = TensorSpec(f"z{i or ''}", DType.U8, (added_nbytes,))
             record = TensorRecord(spec=spec, base=None, mode=Mode.ADDED, params=RawParams(value_dtype=DType.U8))
             data = draw.randbytes(added_nbytes)
             digest = hashlib.sha256(data).digest()

@@ -174,7 +174,10 @@ class Session:
                 response.close()
 
     def refused(self, response: httpx.Response) -> ObmError:
-        """The error for a streaming response with a status that is not wanted."""
+        """The error for a streaming response with a status that is not wanted; `network` where a later try may do."""
+        if response.status_code in _RETRIED:
+            message = f"the registry is in trouble (status {response.status_code})"
+            return RegistryError("network", message, where=shown(response.url))
         return refusal(response.status_code, _read(response, MAX_ERROR_NBYTES, False), shown(response.url))
 
     def _follow(self, request: Request) -> httpx.Response:

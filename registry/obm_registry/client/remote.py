@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 
 from obm_format.errors import RegistryError
-from obm_registry.client.http import CHUNK_NBYTES, Reply, Request, Session
+from obm_registry.client.http import Reply, Request, Session
 from obm_registry.client.journal import Journal
 from obm_registry.client.origin import follow, origin_of, shown
 from obm_registry.client.referrers import FallbackIndex, is_fallback_tag
@@ -167,7 +167,7 @@ class RemoteStore:
             at = _first_byte(response) if response.status_code == 206 else 0
             if at > start:
                 raise RegistryError("network", "the registry gives another range", where=shown(response.url))
-            for chunk in response.iter_raw(CHUNK_NBYTES):
+            for chunk in response.iter_raw():  # as it arrives: what is held back is lost with the connection
                 skip, at = max(0, start - at), at + len(chunk)
                 if at > blob.size:
                     raise RegistryError(

@@ -53,18 +53,17 @@ class Meter:
             yield chunk
 
 
-def run_all(jobs: Sequence[Callable[[], int]], meter: Meter, threads: int = THREADS) -> int:
+def run_all(jobs: Sequence[Callable[[], int]], meter: Meter) -> int:
     """Run jobs in threads and add up what they give.
 
     Args:
         jobs: each gives a number of bytes.
         meter: stopped when one fails, so that the others do not go on.
-        threads: how many at once.
 
     Raises:
         BaseException: the first failure, after every other job has ended.
     """
-    with ThreadPoolExecutor(max(1, min(threads, len(jobs)))) as pool:
+    with ThreadPoolExecutor(max(1, min(THREADS, len(jobs)))) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

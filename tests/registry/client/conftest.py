@@ -26,4 +26,4 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def expert(tmp_path: Path, base: Path) -> Path:
     """An expert of it, of several segments where a test makes segments small."""
-    return write_expert(tmp_path / "x.obm", base, added_nbytes=40_000)
+    return write_expert(tmp_path / "x.obm", base, added_nbytes=5000, n_added=8)

@@ -73,7 +73,7 @@ def test_another_backbone_under_the_name_is_refused(there: ExpertRegistry, tmp_p
 def test_pull_gives_the_bytes_that_were_pushed(
     there: ExpertRegistry, expert: Path, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_NBYTES", 4096)
+    monkeypatch.setattr(segments, "SEGMENT_NBYTES", 8192)
     pushed = there.push(expert, f"{repository}:chat")
     size = expert.stat().st_size
     assert size < pushed.sent_bytes < size + 1000  # the file and its config

@@ -33,6 +33,8 @@ COMMANDS: dict[str, str] = {
     "log": "Show how a tag moved.",
     "rm": "Remove a tag or a published expert.",
     "yank": "Mark a published expert as not to be used.",
+    "login": "Store a token for a registry.",
+    "cache": "Show, shrink and check the cache of pulled experts.",
     "gc": "Delete stored bytes that nothing refers to.",
     "fsck": "Check the registry's catalog against its bytes.",
     "serve": "Serve the registry over HTTP.",

@@ -60,7 +60,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    # names and tasks may be somebody else's text
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
 def nbytes(count: float) -> str:

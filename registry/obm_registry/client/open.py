@@ -11,7 +11,7 @@ from obm_format.errors import UsageError
 from obm_registry.client.cache import Cache
 from obm_registry.client.credentials import Credential, CredentialFile, read_secret
 from obm_registry.client.history import no_history, remote_history
-from obm_registry.client.http import Patience, Session
+from obm_registry.client.http import Patience, Request, Session
 from obm_registry.client.journal import Journal
 from obm_registry.client.layout import LayoutFiles, LayoutStore
 from obm_registry.client.layout_folder import FolderLayout
@@ -81,6 +81,17 @@ def _credentials(places: Places) -> Callable[[Origin], Credential | None]:
         return stored.get(origin)
 
     return find
+
+
+def check_login(origin: Origin, credential: Credential, patience: Patience | None = None) -> None:
+    """Ask a registry whether it takes a credential.
+
+    Raises:
+        RegistryError: `denied`, it does not; `network`.
+    """
+    own = {origin: credential}
+    with Session(origin, own.get, patience) as session:
+        session.exchange(Request(method="GET", url=origin.url("/v2/")), expect=(200,))
 
 
 def _folder(url: str) -> LayoutFiles:

@@ -197,10 +197,10 @@ class ClientRegistry:
         """Write an expert to a file; see `ExpertRegistry.pull`."""
         began = time.perf_counter()
         where, found, layers = self._find_expert(ref)
+        withdrawn = self._withdrawn(where.repository, found.digest)
         held = self._cache.hold(layers, partial(self._store.read_blob, where.repository), progress)
         if Path(out) != held.path:
             copy_file(held.path, Path(out))
-        withdrawn = is_withdrawn(self._store, where.repository, found.digest)
         warnings = (f"{where} was withdrawn: {withdrawn}",) if withdrawn else ()
         return reports.Transfer(
             ref=str(where),
@@ -212,6 +212,15 @@ class ClientRegistry:
             seconds=time.perf_counter() - began,
             warnings=tuple(dict.fromkeys((*found.warnings, *warnings))),
         )
+
+    def _withdrawn(self, repository: str, digest: str) -> str:
+        """Why an expert was withdrawn; a registry that gives no list of referrers does not stop a pull."""
+        try:
+            return is_withdrawn(self._store, repository, digest)
+        except RegistryError as error:
+            if error.reason == "network":
+                raise
+            return ""
 
     def _find_expert(self, ref: str) -> tuple[Ref, FoundManifest, ExpertLayers]:
         where = self._parse(ref)

@@ -36,7 +36,7 @@ MAX_PAGE_NBYTES = 4 << 20
 _PAGE = 1000
 _ACCEPT = ", ".join((IMAGE_MANIFEST, IMAGE_INDEX, DOCKER_MANIFEST, DOCKER_INDEX))
 _NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="?next"?')
-_WARNING = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
+_WARNING = re.compile(r'299 \S{1,255} "((?:[^"\\]|\\.)*)"')
 
 
 class RemoteStore:
@@ -283,8 +283,8 @@ def _texts(page: bytes | None, key: str) -> list[str]:
 
 
 def _warnings(reply: Reply) -> tuple[str, ...]:
-    texts = (_WARNING.fullmatch(text.strip()) for text in reply.headers.get_list("Warning")[:8])
-    return tuple(printable(re.sub(r"\\(.)", r"\1", match[1]), 500) for match in texts if match)
+    found = _WARNING.finditer(reply.headers.get("Warning", "")[:4096])
+    return tuple(printable(re.sub(r"\\(.)", r"\1", match[1]), 500) for match in found)
 
 
 def _first_byte(response: httpx.Response) -> int:

@@ -234,8 +234,18 @@ def _print(made: MergeReport, recipe: Recipe, out: str) -> None:
     for expert in made.experts:
         label = expert.task or expert.id[12:24]
         output.say(f"  absorbed  {expert.absorbed:.1%} of what {label} would move is lost in the output dtype")
-    seconds = sum(made.seconds.values())
+    if made.layers:
+        worst = max(made.layers, key=lambda layer: layer.conflict)
+        mean = sum(layer.agreement for layer in made.layers) / len(made.layers)
+        output.say(f"  signs     {mean:.1%} agree where experts meet; least in {worst.layer}, {worst.agreement:.1%}")
+    if made.resumed_bytes:
+        output.say(f"  resumed   {output.nbytes(made.resumed_bytes)} of a run that was killed were taken over")
     output.say(
         f"  bytes     {output.nbytes(made.bytes_read)} read, {output.nbytes(made.bytes_written)} written, "
-        f"{seconds:.1f} s ({made.kernel}, {made.threads} threads)"
+        f"{output.nbytes(made.peak_private_bytes)} of memory at most"
+    )
+    phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in made.seconds.items() if seconds >= 0.05)
+    output.say(
+        f"  seconds   {made.wall_seconds:.1f} on {made.threads} threads ({made.kernel} kernels)"
+        f"{'; summed over threads: ' + phases if phases else ''}"
     )

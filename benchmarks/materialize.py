@@ -1,6 +1,6 @@
 """`materialize` to a folder against plain input and output of the same bytes, synced to the disk on both sides.
 
-    python benchmarks/materialize.py materialize-linear materialize-paper [--threads N] [--repeats N] [--json] [--folder DIR]
+    python benchmarks/materialize.py materialize-linear materialize-paper [--threads N] [--repeats N] [--json]
 
 The floor reads every input once into one warm buffer and writes as many bytes as the output has, fsync included; where
 parts are compressed, the time of zstd itself on the same frames, on as many threads, is added. `ratio` is the median of
@@ -108,7 +108,7 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
         own.append(time.perf_counter() - started)
         shutil.rmtree(out)
         os.sync()
-    assert report is not None
+    assert report is not None  # noqa: S101 - there is at least one repeat
     return Row(
         case=name,
         dtype="BF16",
@@ -132,7 +132,7 @@ def inputs(folder: Path, kind: str) -> tuple[Path, list[Path]]:
     wanted = specs(LAYERS, VOCABULARY, DType.BF16)
     base = folder / "base"
     if not base.exists():
-        write_base(base, wanted, noise)
+        write_base(base, wanted, noise, layers=LAYERS, vocabulary=VOCABULARY)
     experts = []
     for seed, (task, position) in enumerate(_POSITIONS[kind].items(), 1):
         expert = folder / f"{kind}-{task}.obm"

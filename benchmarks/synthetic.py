@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,12 +56,13 @@ class Noise:
         return out
 
 
-def write_base(folder: Path, wanted: list[TensorSpec], noise: Noise) -> None:
+def write_base(folder: Path, wanted: list[TensorSpec], noise: Noise, *, layers: int, vocabulary: int) -> None:
     """A backbone: N(0, 0.02)."""
+    config = {**_CONFIG, "num_hidden_layers": layers, "vocab_size": vocabulary}
     with CheckpointWriter(folder, wanted) as writer:
         for place, spec in enumerate(wanted):
             writer.write_flat(spec.name, from_float32(noise.take(place, spec.numel, 0.02), spec.dtype))
-        writer.write_side_file("config.json", _CONFIG)
+        writer.write_side_file("config.json", json.dumps(config).encode())
         writer.commit()
 
 
@@ -71,7 +73,12 @@ def tuned(base: Words, spec: TensorSpec, seed: int, noise: Noise) -> Words:
     return from_float32(shift, spec.dtype)
 
 
-_CONFIG = b"""{"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096,
- "intermediate_size": 14336, "num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 8,
- "vocab_size": 16000, "tie_word_embeddings": false}
-"""
+_CONFIG = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": HIDDEN,
+    "intermediate_size": MLP,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}

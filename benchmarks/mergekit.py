@@ -1,0 +1,197 @@
+"""Plain TIES of three dense fine-tunes, from checkpoints on disk to a folder, against mergekit: same in, same out.
+
+    python benchmarks/mergekit.py mergekit-ties-d1.0 mergekit-ties-d0.2 --python VENV/bin/python [--repeats N] [--json]
+
+VENV is an environment that has mergekit (`OBM_MERGEKIT_PYTHON` names it too). Both run as commands of their own, start-up
+included, float32, on a backbone and three fine-tunes of 1.4 GB each, page cache warm; the tensors that they write are
+compared bit by bit before a figure is printed. Memory is the peak of private anonymous memory (RssAnon, polled every
+5 ms) less that of a process that only has imported what it needs. `ratio` is mergekit's time over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from synthetic import Noise, specs, tuned, write_base
+
+from obm_format.checkpoint import open_checkpoint
+from obm_format.checkpoint_writer import CheckpointWriter
+from obm_format.model import DType
+
+LAYERS, VOCABULARY = 1, 16000
+CASES = {"mergekit-ties-d1.0": "1.0", "mergekit-ties-d0.2": "0.2"}
+NAMES = ("a", "b", "c")
+PEER_IDLE = "import mergekit.scripts.run_yaml, mergekit.merge"
+OUR_IDLE = "import obm_format.merge, obm_format.kernels as k; k.select_kernels()"
+_REPORT = "; print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon:')) * 1024)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds and peak private anonymous bytes of one command."""
+
+    seconds: float
+    private_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case's figures; `peer` stands for mergekit."""
+
+    case: str
+    dtype: str
+    threads: int
+    output: str
+    bytes: int
+    seconds: list[float]
+    peer_seconds: list[float]
+    ratio: float
+    private_bytes: int
+    peer_private_bytes: int
+    memory_ratio: float
+    exact: bool
+
+
+def main() -> int:
+    """Run the cases named on the command line; exit status 1 if a tensor differs from mergekit's."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="+", choices=sorted(CASES))
+    parser.add_argument("--python", default=os.environ.get("OBM_MERGEKIT_PYTHON"), help="interpreter with mergekit")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where inputs are made, and found again; default: a temporary one")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.python:
+        parser.error("name an interpreter that has mergekit: --python, or OBM_MERGEKIT_PYTHON")
+    with tempfile.TemporaryDirectory(prefix="obm-bench-") as scratch:
+        folder = arguments.folder or Path(scratch)
+        write_inputs(folder)
+        rows = [measure(name, folder, Path(scratch), arguments) for name in arguments.cases]
+    if arguments.json:
+        print(json.dumps({"load": os.getloadavg(), "rows": [asdict(row) for row in rows]}))
+    for row in [] if arguments.json else rows:
+        print(f"{row.case:20} obm {statistics.median(row.seconds):.1f} s  mergekit"
+              f" {statistics.median(row.peer_seconds):.1f} s  {row.ratio:.1f} times faster, memory"
+              f" {row.private_bytes / 1e6:.0f} of {row.peer_private_bytes / 1e6:.0f} MB (1/{row.memory_ratio:.0f})"
+              f"  equal {row.exact}  load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    return 0 if all(row.exact for row in rows) else 1
+
+
+def measure(name: str, folder: Path, scratch: Path, arguments: argparse.Namespace) -> Row:
+    """Run both in turns, compare what they wrote, and put the figures together."""
+    density, ours_out, peer_out = CASES[name], scratch / "ours", scratch / "peer"
+    config = scratch / "mergekit.yaml"
+    config.write_text(yaml_of(folder, density))
+    ours = [sys.executable, "-m", "obm_cli", "materialize", "--base", str(folder / "base")]
+    ours += [word for one in NAMES for word in ("--expert", str(folder / one))]
+    ours += ["--method", "ties", "--density", density, "--compat", "mergekit", "--threads", str(arguments.threads)]
+    peer = [str(Path(arguments.python).parent / "mergekit-yaml"), str(config), str(peer_out), "--no-copy-tokenizer"]
+    mine, theirs, exact = [], [], True
+    for _ in range(arguments.repeats):
+        theirs.append(watched(peer))
+        mine.append(watched([*ours, "-o", str(ours_out)]))
+        exact = exact and is_equal(ours_out, peer_out)
+        shutil.rmtree(ours_out)
+        shutil.rmtree(peer_out)
+    mine_bytes = max(run.private_bytes for run in mine) - idle(sys.executable, OUR_IDLE)
+    their_bytes = max(run.private_bytes for run in theirs) - idle(arguments.python, PEER_IDLE)
+    nbytes = sum(spec.nbytes for spec in specs(LAYERS, VOCABULARY, DType.F32))
+    return Row(
+        case=name,
+        dtype="F32",
+        threads=arguments.threads,
+        output="file",
+        bytes=5 * nbytes,
+        seconds=[run.seconds for run in mine],
+        peer_seconds=[run.seconds for run in theirs],
+        ratio=statistics.median(b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)),
+        private_bytes=mine_bytes,
+        peer_private_bytes=their_bytes,
+        memory_ratio=their_bytes / mine_bytes,
+        exact=exact,
+    )
+
+
+def write_inputs(folder: Path) -> None:
+    """A backbone and three fine-tunes of it, float32."""
+    noise, wanted = Noise(), specs(LAYERS, VOCABULARY, DType.F32)
+    if not (folder / "base").exists():
+        write_base(folder / "base", wanted, noise, layers=LAYERS, vocabulary=VOCABULARY)
+    for seed, name in enumerate(NAMES, 1):
+        if (folder / name).exists():
+            continue
+        with open_checkpoint(folder / "base") as base, CheckpointWriter(folder / name, wanted) as writer:
+            for place, spec in enumerate(wanted):
+                writer.write_flat(spec.name, tuned(base.words(spec.name), spec, 1000 * seed + place, noise))
+            for file in base.side_files():
+                writer.copy_side_file(file)
+            writer.commit()
+
+
+def yaml_of(folder: Path, density: str) -> str:
+    """What mergekit is told: the same merge."""
+    models = "".join(
+        f"  - model: {folder / name}\n    parameters: {{weight: 1.0, density: {density}}}\n" for name in NAMES
+    )
+    return f"models:\n{models}merge_method: ties\nbase_model: {folder / 'base'}\ndtype: float32\n"
+
+
+def watched(command: list[str]) -> Run:
+    """Run a command and watch its private memory."""
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    status = Path(f"/proc/{process.pid}/status")
+    with tempfile.TemporaryFile() as log:
+        assert process.stderr is not None  # noqa: S101 - a pipe was asked for
+        os.set_blocking(process.stderr.fileno(), False)
+        while process.poll() is None:
+            peak = max(peak, rss_anon(status))
+            log.write(process.stderr.read() or b"")
+            time.sleep(0.005)
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{command[0]} failed:\n{(log.read() + process.stderr.read()).decode()[-2000:]}")
+    return Run(seconds, peak)
+
+
+def rss_anon(status: Path) -> int:
+    """Private anonymous bytes of a process; 0 when it has gone."""
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def idle(python: str, statement: str) -> int:
+    """Private anonymous bytes of a process that has imported what it needs and done nothing."""
+    done = subprocess.run([python, "-c", statement + _REPORT], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def is_equal(ours: Path, theirs: Path) -> bool:
+    """Whether two folders hold the same tensors, bit for bit."""
+    with open_checkpoint(ours) as one, open_checkpoint(theirs) as other:
+        if dict(one.tensors) != dict(other.tensors):
+            return False
+        return all(np.array_equal(one.words(name), other.words(name)) for name in one.tensors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,6 +23,7 @@ from obm_format.model import DType
 Bits = npt.NDArray[np.uint8]
 Bounds = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,6 +88,10 @@ class ZeroOperand:
 
 
 Operand = SignOperand | ExactOperand | ValueOperand | ZeroOperand
+
+
+MAGNITUDE_BINS = 1 << 15  # of a float32 magnitude's upper bits: exponent and 7 bits of fraction
+MAGNITUDE_LOW_BINS = 1 << 16
 
 
 class Combine(enum.Enum):
@@ -204,6 +209,30 @@ class Kernels(Protocol):
         """
         ...
 
+    def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
+        """Count magnitudes by half of their 31 bits.
+
+        Args:
+            values: float32 of any shape, finite, C-contiguous.
+            high: None: count by the upper 15 bits; else those magnitudes whose upper 15 bits these are, by the
+                lower 16.
+            counts: int64[32768] or int64[65536], added to.
+        """
+        ...
+
+    def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
+        """The values whose magnitude is above a threshold, or equal to it up to a place, and +0 for the others.
+
+        Args:
+            values: float32 of any shape, finite, C-contiguous.
+            threshold: a float32 magnitude.
+            last: the last flat place at which a magnitude of `threshold` is kept; -1 for none.
+
+        Returns:
+            a new float32 array of that shape.
+        """
+        ...
+
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """(elements with d != 0 that rounding to `out_dtype` swallows, elements with d != 0).
 
@@ -240,6 +269,19 @@ def check_weights(others: Sequence[Operand], weights: Sequence[float]) -> None:
     """Refuse any number of weights but one for each of the other experts."""
     if len(weights) != len(others):
         raise UsageError("usage", "each of the other experts needs one weight", expected=len(others), got=len(weights))
+
+
+def check_magnitudes(values: Float32) -> None:
+    """Refuse what is not C-contiguous float32."""
+    if values.dtype != np.float32 or not values.flags.c_contiguous:
+        raise _shape("values", "C-contiguous float32", f"{values.dtype}{values.shape}")
+
+
+def check_counts(high: int | None, counts: Counts) -> None:
+    """Refuse counts that are not one for each half of a magnitude."""
+    size = MAGNITUDE_BINS if high is None else MAGNITUDE_LOW_BINS
+    if counts.dtype != np.int64 or counts.shape != (size,) or not counts.flags.c_contiguous:
+        raise _shape("counts", f"int64[{size}]", f"{counts.dtype}{counts.shape}")
 
 
 def check_same_words(a: Words, b: Words) -> None:

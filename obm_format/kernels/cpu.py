@@ -16,18 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from obm_format.kernels import cpu_loops as loops
+from obm_format.kernels import cpu_select as select
 from obm_format.kernels import cpu_sums as sums
 from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Counts,
     ExactOperand,
     Float64,
     Operand,
     SignOperand,
     ValueOperand,
     ZeroOperand,
+    check_counts,
     check_groups,
+    check_magnitudes,
     check_operand,
     check_operands,
     check_output,
@@ -168,6 +172,39 @@ class NumbaKernels:
         operands = loops.Operands(addresses.ops, addresses.planes, np.array(weights, np.float32))
         work = _table_work(job, operands) if job.table else _tile_work(job, operands)
         self._share(_tiles(*base.shape), base.size, work)
+
+    def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
+        """See `Kernels.count_magnitudes`."""
+        check_magnitudes(values)
+        check_counts(high, counts)
+        address = values.ctypes.data
+
+        def work(start: int, stop: int) -> Counts:
+            own = np.zeros_like(counts)
+            if high is None:
+                select.count_high(address + 4 * start, stop - start, own)
+            else:
+                select.count_low(address + 4 * start, stop - start, high, own)
+            return own
+
+        for found in self._share(values.size, values.size, work):
+            counts += found
+
+    def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
+        """See `Kernels.keep_largest`."""
+        check_magnitudes(values)
+        out = np.empty_like(values)
+        bits = int(np.float32(threshold).view(np.uint32))
+        head = max(0, min(values.size, last + 1))  # from there on equal magnitudes go
+        places = values.ctypes.data, out.ctypes.data
+
+        def work(start: int, stop: int) -> None:
+            for begin, end, least in ((start, min(stop, head), bits), (max(start, head), stop, bits + 1)):
+                if begin < end:
+                    select.keep_from(places[0] + 4 * begin, end - begin, np.uint32(least), places[1] + 4 * begin)
+
+        self._share(values.size, values.size, work)
+        return out
 
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""

@@ -14,13 +14,16 @@ from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Counts,
     ExactOperand,
     Float64,
     Operand,
     SignOperand,
     ValueOperand,
     ZeroOperand,
+    check_counts,
     check_groups,
+    check_magnitudes,
     check_operand,
     check_operands,
     check_output,
@@ -111,6 +114,28 @@ class ReferenceKernels:
                     ]
                     term = np.float32(lam) * _combined(scaled, combine)
                 out[rows] = _result(base[rows], base_dtype, _rows_of(routed, rows), term, out_dtype)
+
+    def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
+        """See `Kernels.count_magnitudes`."""
+        check_magnitudes(values)
+        check_counts(high, counts)
+        flat = values.reshape(-1).view(np.uint32)
+        for start in range(0, flat.size, _ROW_BLOCK):
+            bits = flat[start : start + _ROW_BLOCK] & np.uint32(0x7FFF_FFFF)
+            if high is None:
+                counts += np.bincount(bits >> np.uint32(16), minlength=counts.size)
+            else:
+                low = bits[(bits >> np.uint32(16)) == high] & np.uint32(0xFFFF)
+                counts += np.bincount(low, minlength=counts.size)
+
+    def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
+        """See `Kernels.keep_largest`."""
+        check_magnitudes(values)
+        magnitude = np.abs(values).reshape(-1)
+        keep = magnitude > np.float32(threshold)
+        head = max(0, min(magnitude.size, last + 1))
+        keep[:head] |= magnitude[:head] == np.float32(threshold)
+        return np.where(keep.reshape(values.shape), values, np.float32(0))
 
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""

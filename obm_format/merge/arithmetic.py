@@ -78,9 +78,9 @@ class Thinning:
     density: float = 1.0
     l1: tuple[float, float] = (1.0, 1.0)
 
-    def apply(self, values: Float32, start: int = 0) -> Float32:
+    def apply(self, values: Float32, start: int, kernels: Kernels) -> Float32:
         """The thinned values of a piece of the tensor that begins at flat place `start`."""
-        return rescaled(self.choice.apply(values, start), self.rescale, self.density, self.l1)
+        return rescaled(self.choice.apply(values, start, kernels), self.rescale, self.density, self.l1)
 
 
 WHOLE = Thinning(choice=KEEP_ALL)
@@ -155,7 +155,7 @@ def kernel_combine(arithmetic: Arithmetic, weights: Sequence[float]) -> Combine 
             return None
 
 
-def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: Recipe) -> Thinning:
+def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: Recipe, kernels: Kernels) -> Thinning:
     """How a task vector is thinned; `WHOLE` at density 1, so that sign bits stay packed.
 
     Args:
@@ -164,11 +164,12 @@ def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: 
         size: elements of the tensor.
         windows: gives (flat start, values) of its pieces in order, as often as it is called.
         recipe: cut, count, trim scope, rescale, seed.
+        kernels: who computes.
     """
     if share.density >= 1:
         return WHOLE
     arithmetic = recipe.arithmetic
-    choice = _choice(share, name, size, windows, recipe)
+    choice = _choice(share, name, size, windows, recipe, kernels)
     how = Thinning(choice=choice, rescale=arithmetic.rescale, density=share.density)
     if choice in (KEEP_ALL, KEEP_NONE):
         return WHOLE if choice == KEEP_ALL else how
@@ -177,7 +178,7 @@ def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: 
     before, after = MagnitudeSum(), MagnitudeSum()
     for start, values in windows():
         before.add(values)
-        after.add(choice.apply(values, start))
+        after.add(choice.apply(values, start, kernels))
     return replace(how, l1=(float(before.total), float(after.total)))
 
 
@@ -188,17 +189,17 @@ def _thinning_here(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kern
     def windows() -> Iterable[tuple[int, Float32]]:
         return window_values(share.operand, base.words, base.dtype, kernels)
 
-    return find_thinning(share, base.name, base.words.size, windows, recipe)
+    return find_thinning(share, base.name, base.words.size, windows, recipe, kernels)
 
 
-def _choice(share: Share, name: str, size: int, windows: Windows, recipe: Recipe) -> Kept | Drawn:
+def _choice(share: Share, name: str, size: int, windows: Windows, recipe: Recipe, kernels: Kernels) -> Kept | Drawn:
     arithmetic = recipe.arithmetic
     if arithmetic.cut is Cut.RANDOM:
         key = tensor_key(recipe.seed, share.expert, name)
         return Drawn(key=key, density=share.density) if share.density else KEEP_NONE
     if arithmetic.trim_scope is TrimScope.GLOBAL:
         return KEEP_ALL if share.kept is None else share.kept
-    return select(windows, kept_count(share.density, size, arithmetic.count), size, arithmetic.cut)
+    return select(windows, kept_count(share.density, size, arithmetic.count), size, arithmetic.cut, kernels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +228,7 @@ class _Job:
         """The thinned task vectors in some rows."""
         base, start = self._base[rows], self._start + rows.start * self.view[1]
         return [
-            how.apply(task_vector(rows_of(operand, rows), base, self._dtype, self._kernels), start)
+            how.apply(task_vector(rows_of(operand, rows), base, self._dtype, self._kernels), start, self._kernels)
             for how, operand in zip(self._how, self.operands, strict=True)
         ]
 
@@ -245,14 +246,18 @@ class _Job:
         self, rows: slice, operands: Sequence[Operand], how: Combine, weights: Sequence[float], target: Target
     ) -> None:
         """Let the kernels merge some rows."""
+        base = self._base[rows]
+        shape = (1, base.size) if self.view[1] == 1 else (base.shape[0], base.shape[1])
+        routed = None if self._routed is None else in_view(rows_of(self._routed, rows), shape, self._kernels)
+        operands = [in_view(operand, shape, self._kernels) for operand in operands]
         self._kernels.merge(
-            self._base[rows],
+            base.reshape(shape),
             self._dtype,
-            None if self._routed is None else rows_of(self._routed, rows),
+            routed,
             operands,
             combine=how,
             weights=weights,
             lam=target.lam,
-            out=target.words[rows],
+            out=target.words[rows].reshape(shape),
             out_dtype=target.dtype,
         )

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32
 from obm_format.merge.methods import Rescale
 
@@ -40,13 +41,15 @@ class Drawn:
         limit = np.uint64(int(Fraction(self.density) * (1 << 53)))
         return np.asarray(_random_bits(self.key, start, size) < limit)
 
-    def apply(self, values: Float32, start: int = 0) -> Float32:
+    def apply(self, values: Float32, start: int, kernels: Kernels) -> Float32:
         """The values that stay, and +0 for the others; nothing is rescaled.
 
         Args:
             values: float32 of any shape, C-contiguous: a piece of the tensor.
             start: flat place of its first element in the tensor.
+            kernels: not needed.
         """
+        del kernels
         if self.density >= 1:
             return values
         return np.where(self.mask(start, values.size).reshape(values.shape), values, np.float32(0))

@@ -100,9 +100,10 @@ class _Ranks:
 
     Args:
         plan: of the merge.
+        kernels: who computes.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
+    def __init__(self, plan: MergePlan, kernels: Kernels) -> None:
         self.cut = plan.recipe.arithmetic.cut
         sizes = [contributed(plan, place) for place in range(len(plan.participants))]
         self.counts = [
@@ -110,7 +111,7 @@ class _Ranks:
             for one, size in zip(plan.participants, sizes, strict=True)
         ]
         self.rankings = {
-            place: Ranking(count)
+            place: Ranking(count, kernels)
             for place, (count, size) in enumerate(zip(self.counts, sizes, strict=True))
             if 0 < count < size
         }
@@ -136,7 +137,7 @@ class _Ranks:
 
 
 def _thresholds(plan: MergePlan, look: Look, kernels: Kernels) -> dict[Place, Kept]:
-    ranks = _Ranks(plan)
+    ranks = _Ranks(plan, kernels)
     keys: dict[Place, None] = {}
     for piece in _pieces(plan, look, kernels):
         ranks.look(piece)
@@ -202,7 +203,7 @@ def _balance(plan: MergePlan, look: Look, kernels: Kernels, kept: Mapping[Place,
             for one, place, matrix in zip(step.others, key, matrices, strict=True):
                 piece = base.reshape(view)[rows]
                 values = task_vector(rows_of(matrix, rows), piece, step.base.dtype, kernels)
-                values = kept.get(place, KEEP_ALL).apply(values, rows.start * view[1])
+                values = kept.get(place, KEEP_ALL).apply(values, rows.start * view[1], kernels)
                 weight = 1.0 if arithmetic.when is When.AFTER else plan.participants[one.participant].weight
                 votes.append(np.float32(weight) * values)
             balance += election_balance(votes)

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
+from obm_format.kernels.contract import MAGNITUDE_BINS, MAGNITUDE_LOW_BINS, Counts, Kernels
 from obm_format.kernels.words import Float32
 from obm_format.merge.methods import Count, Cut
 
-Counts = npt.NDArray[np.int64]
 Windows = Callable[[], Iterable[tuple[int, Float32]]]
 
-_HIGH = 1 << 15  # magnitudes by their upper 15 bits: exponent and 7 bits of fraction
-_LOW = 1 << 16
 _ALL = 2**63 - 1
 
 
@@ -38,23 +35,17 @@ class Kept:
     threshold: float
     last: int = _ALL
 
-    def apply(self, values: Float32, start: int = 0) -> Float32:
+    def apply(self, values: Float32, start: int, kernels: Kernels) -> Float32:
         """The values that are kept, and +0 for the others.
 
         Args:
             values: float32 of any shape, C-contiguous: a piece of the tensor.
             start: flat place of its first element in the tensor.
+            kernels: who computes.
         """
         if self == KEEP_ALL:
             return values
-        magnitude = np.abs(values)
-        if self.last >= start + values.size:
-            keep = magnitude >= np.float32(self.threshold)
-        else:
-            keep = magnitude > np.float32(self.threshold)
-            head = max(0, self.last + 1 - start)
-            keep.reshape(-1)[:head] |= magnitude.reshape(-1)[:head] == np.float32(self.threshold)
-        return np.where(keep, values, np.float32(0))
+        return kernels.keep_largest(values, self.threshold, self.last - start)
 
 
 KEEP_ALL = Kept(0.0)
@@ -94,12 +85,14 @@ class Ranking:
 
     Args:
         kept: the rank, from the largest; at least 1.
+        kernels: who counts.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, kept: int, kernels: Kernels) -> None:
+        self._kernels = kernels
         self._left = kept
         self._high: int | None = None
-        self._counts: Counts = np.zeros(_HIGH, np.int64)
+        self._counts: Counts = np.zeros(MAGNITUDE_BINS, np.int64)
 
     @property
     def is_narrow(self) -> bool:
@@ -108,17 +101,12 @@ class Ranking:
 
     def look(self, values: Float32) -> None:
         """Count some values."""
-        bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32) & np.uint32(0x7FFF_FFFF)
-        if self._high is None:
-            self._counts += np.bincount(bits >> np.uint32(16), minlength=_HIGH)
-        else:
-            bits = bits[(bits >> np.uint32(16)) == self._high]
-            self._counts += np.bincount(bits & np.uint32(0xFFFF), minlength=_LOW)
+        self._kernels.count_magnitudes(np.ascontiguousarray(values), self._high, self._counts)
 
     def narrow(self) -> None:
         """End the first look: from here on only magnitudes near the rank count."""
         self._high, self._left = _bin_of(self._counts, self._left)
-        self._counts = np.zeros(_LOW, np.int64)
+        self._counts = np.zeros(MAGNITUDE_LOW_BINS, np.int64)
 
     @property
     def threshold(self) -> float:
@@ -137,7 +125,7 @@ class Ranking:
         return int(self._counts[_bin_of(self._counts, self._left)[0]])
 
 
-def select(windows: Windows, kept: int, size: int, cut: Cut) -> Kept:
+def select(windows: Windows, kept: int, size: int, cut: Cut, kernels: Kernels) -> Kept:
     """What a number of kept elements means for one tensor.
 
     Args:
@@ -146,12 +134,13 @@ def select(windows: Windows, kept: int, size: int, cut: Cut) -> Kept:
         size: elements of the tensor.
         cut: INCLUSIVE: all whose magnitude is at least that of rank `kept`, so equal ones stay or go together;
             EXACT: `kept` of them, of equal ones those with the lower flat place.
+        kernels: who computes.
     """
     if kept >= size:
         return KEEP_ALL
     if kept == 0:
         return KEEP_NONE
-    ranking = Ranking(kept)
+    ranking = Ranking(kept, kernels)
     for _, values in windows():
         ranking.look(values)
     ranking.narrow()

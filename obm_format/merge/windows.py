@@ -13,7 +13,7 @@ from obm_format.kernels.contract import ExactOperand, Kernels, Operand, SignOper
 from obm_format.kernels.words import Float32, Words
 from obm_format.model import DType
 
-WINDOW = 1 << 20  # elements of a window, at least one row
+WINDOW = 1 << 18  # elements of a window, at least one row
 
 
 def row_windows(shape: tuple[int, int]) -> Iterator[slice]:
@@ -24,15 +24,14 @@ def row_windows(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def matrix_view(operands: Sequence[Operand], base: Words) -> tuple[int, int]:
-    """(rows, cols) that one call works in: that of the first sign operand, which cannot be viewed otherwise.
+    """(rows, cols) to work in: those of the first sign operand, which cannot be viewed otherwise.
 
-    Without one, any view gives the same elements: that of the first dimension, or rows of a window for vectors.
+    Without one any view gives the same elements: rows of one element, which can be cut anywhere.
     """
     for operand in operands:
         if isinstance(operand, SignOperand):
             return operand.shape
-    rows = base.shape[0] if base.ndim >= 2 and base.size else 1
-    return rows, base.size // rows
+    return base.size, 1
 
 
 def in_view(operand: Operand, view: tuple[int, int], kernels: Kernels) -> Operand:

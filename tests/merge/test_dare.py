@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from thinning import drop
+from thinning import KERNELS, drop
 
 from obm_format.merge.dare import Drawn, rescaled, tensor_key
 from obm_format.merge.methods import Rescale
@@ -27,8 +27,8 @@ def test_drop_d1_values_and_share() -> None:
 def test_drop_does_not_depend_on_windows(window: int) -> None:
     values = np.linspace(-1, 1, 5000, dtype=np.float32)
     drawn = Drawn(key=tensor_key(7, "e", "t"), density=0.5)
-    pieces = [drawn.apply(values[start : start + window], start) for start in range(0, 5000, window)]
-    assert np.array_equal(np.concatenate(pieces), drawn.apply(values))
+    pieces = [drawn.apply(values[start : start + window], start, KERNELS) for start in range(0, 5000, window)]
+    assert np.array_equal(np.concatenate(pieces), drawn.apply(values, 0, KERNELS))
 
 
 def test_drop_depends_on_seed_expert_and_tensor_only() -> None:

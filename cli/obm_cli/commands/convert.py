@@ -34,8 +34,8 @@ def command(
     """Convert a fine-tune of another format into an expert, or back.
 
     delta: safetensors, a file or folder of what to add to the backbone's tensors. peft-lora: an adapter folder with
-    adapter_model.safetensors. bitdelta: a torch file, read without running what is in it; matrices keep their signs
-    bit for bit, other parameters are stored whole.
+    adapter_model.safetensors; what its options ask for beyond LoRA is refused. bitdelta: a torch file, read without
+    running what is in it; matrices keep their signs bit for bit, other parameters are stored whole.
 
     \b
     Examples:

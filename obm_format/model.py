@@ -256,6 +256,13 @@ class TensorRecord:
         return self.mode is not Mode.DELTA or isinstance(self.params, XdeltaParams)
 
     @property
+    def has_difference(self) -> bool:
+        """Whether it is exact and less its counterpart is a task vector value (clause 9.2)."""
+        base = self.base
+        kin = base is not None and base.dtype.is_float and base.shape == self.encoded_shape
+        return kin and self.is_exact and self.spec.dtype.is_float
+
+    @property
     def is_unchanged(self) -> bool:
         """Whether the rebuilt tensor is the backbone's, bit for bit."""
         return (

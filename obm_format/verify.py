@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obm_format.checkpoint import Checkpoint, open_checkpoint
+from obm_format.container.manifest import new_names
 from obm_format.container.reader import Defect
 from obm_format.errors import FormatError, ObmError
 from obm_format.expert import Expert, References, open_expert
@@ -84,6 +85,8 @@ def verify_expert(
 def backbone_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
     """How `backbone` differs from the backbone that `expert` names (obm-1 clauses 5.8, 10.3 and 10.4)."""
     expected = _expected_tensors(expert)
+    for name in sorted(new_names(expert.manifest) & backbone.tensors.keys()):
+        yield Defect(reason="base_tensor", where=name, detail="the expert says that the backbone has no such tensor")
     for name, (spec, sha256) in expected.items():
         found = backbone.tensors.get(name)
         if found is None or spec not in (None, found):
@@ -99,8 +102,13 @@ def backbone_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
 
 
 def _fingerprint_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
-    """Whether tensors that are all as the expert says still make another backbone (obm-1 clause 10.1)."""
-    expected, found = expert.manifest.backbone.fingerprint, backbone.fingerprint()
+    """Whether tensors that are all as the expert says still make another backbone (obm-1 clause 10.5)."""
+    named = expert.manifest.backbone
+    counts = (len(backbone.tensors), sum(spec.numel for spec in backbone.tensors.values()))
+    if counts != (named.n_tensors, named.n_params):
+        detail = f"expected {named.n_tensors} tensors and {named.n_params} elements, got {counts[0]} and {counts[1]}"
+        yield Defect(reason="backbone_mismatch", where="backbone", detail=detail)
+    expected, found = named.fingerprint, backbone.fingerprint()
     if found != expected:
         detail = f"expected fingerprint {expected}, got {found}"
         yield Defect(reason="backbone_mismatch", where="backbone", detail=detail)

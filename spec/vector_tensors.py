@@ -18,8 +18,11 @@ LEAST_POSITIVE = {"F16": 2.0**-24, "F32": 2.0**-149}
 
 
 def f32(x: float) -> float:
-    """RNE to binary32."""
-    return float(struct.unpack("<f", struct.pack("<f", x))[0])
+    """RNE to binary32; what is too large becomes infinite."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", x))[0])
+    except OverflowError:
+        return math.copysign(math.inf, x)
 
 
 def pack(dtype: str, values: list[Any]) -> bytes:

@@ -24,8 +24,8 @@ from vector_tensors import (
     xdelta,
     zero,
 )
-from vector_writer import Backbone, Dense, Draft, Tensor, checkpoint_bytes, file_bytes, frames_of, sha, zstd_frame
-from vectors_spoilt import Invalid, lean, refused, signs, sound
+from vector_writer import Backbone, Dense, Draft, Tensor, checkpoint_bytes, frames_of, sha, zstd_frame
+from vectors_spoilt import Invalid, lean, refused, signs, sound, with_base
 from vectors_valid import BACKBONES
 
 INFINITY, NAN = float("inf"), float("nan")
@@ -173,6 +173,7 @@ def _frames() -> Iterator[Invalid]:
         "window-16-mib": magic + b"\x80\x70" + size + block,
         "window-2-tib": magic + b"\x80\xf8" + size + block,
         "dictionary": magic + b"\xa1\x07" + size + block,
+        "dictionary-zero": magic + b"\xa1\0" + size + block,
         "checksum": magic + b"\xa4" + size + block + b"\0\0\0\0",
         "magic": b"\x27\xb5\x2f\xfd" + zstd_frame(body)[4:],
         "zlib": zlib.compress(body),
@@ -183,6 +184,21 @@ def _frames() -> Iterator[Invalid]:
     for name, frame in frames.items():
         yield refused(f"frame-{name}", "8.2", "bad_frame", "decode", _alone(_framed(frame)))
     yield from _frame_pool(zstd_frame(body))
+    yield from _blocks(magic)
+
+
+def _blocks(magic: bytes) -> Iterator[Invalid]:
+    """Blocks above the window, or above 128 KiB where the window is larger (RFC 8878, 3.1.1.2.4)."""
+
+    def block(name: str, start: bytes, nbytes: int, kind: int) -> Invalid:
+        body = bytes(nbytes if kind == 0 else 1)
+        frame = magic + start + struct.pack("<I", nbytes) + struct.pack("<I", nbytes << 3 | kind << 1 | 1)[:3] + body
+        tensor = set_frames(added("new", Dense(dtype="U8", shape=[nbytes], data=bytes(nbytes))), [frame])
+        return refused(f"frame-block-{name}", "8.2", "bad_frame", "decode", _alone(tensor))
+
+    yield block("above-window", b"\x80\x00", 1025, 0)
+    yield block("run-above-window", b"\x80\x00", 1025, 1)
+    yield block("run-above-128-kib", b"\xa0", 2**17 + 1, 1)
 
 
 def _frame_pool(frame: bytes) -> Iterator[Invalid]:
@@ -239,19 +255,13 @@ def backbone_vectors() -> Iterator[Invalid]:
         "one-more": ("10.4", "backbone_mismatch", one | {"x": random_dense("x", "F32", [1])}),
     }
     for name, (clause, reason, tensors) in spoilt.items():
-        yield _with_base(f"base-{name}", clause, reason, sound(), f"one-{name}", checkpoint_bytes(tensors))
+        yield with_base(f"base-{name}", clause, reason, sound(), f"one-{name}", checkpoint_bytes(tensors))
     full = BACKBONES["full"]
     half_full = checkpoint_bytes({"down": full["down"]})
-    yield _with_base("base-missing", "10.3", "base_tensor", sound(base="full"), "full-without-bias", half_full)
+    yield with_base("base-missing", "10.3", "base_tensor", sound(base="full"), "full-without-bias", half_full)
     yield from _results()
+    yield from _differences()
     yield from _relations()
-
-
-def _with_base(
-    name: str, clause: str, reason: str, draft: Draft, base: str, checkpoint: bytes | None = None
-) -> Invalid:
-    file = file_bytes(draft)
-    return Invalid(name=name, clause=clause, reason=reason, stage="base", file=file, base=base, checkpoint=checkpoint)
 
 
 def _results() -> Iterator[Invalid]:
@@ -265,22 +275,39 @@ def _results() -> Iterator[Invalid]:
     stored.parts["data"] = pack("F16", [0.0, -16.0, 0.0, 0.0, 0.0, 0.0])
     for name, tensor in {"sign1": signed, "sparse": listed, "raw": stored}.items():
         draft = sound(tensor, base="rough")
-        yield _with_base(f"overflow-{name}", "9.3", "not_finite", draft, "rough")
+        yield with_base(f"overflow-{name}", "9.3", "not_finite", draft, "rough")
     side = Counterpart(BACKBONES["one"], "w")
     exact = xdelta(side, pack("BF16", moved(side.base, "x")))
     exact.out = side.base.data
-    yield _with_base("xdelta-output-digest", "9.4", "output_digest", sound(exact), "one")
+    yield with_base("xdelta-output-digest", "9.4", "output_digest", sound(exact), "one")
     chosen = sparse_replace(Counterpart(BACKBONES["full"], "bias"), {1: 4.0})
     chosen.out = bytes(36)
-    yield _with_base("sparse-output-digest", "9.4", "output_digest", sound(chosen, base="full"), "full")
+    yield with_base("sparse-output-digest", "9.4", "output_digest", sound(chosen, base="full"), "full")
+
+
+def _differences() -> Iterator[Invalid]:
+    """Exact tensors that are too far from the backbone for a float32, or not numbers (9.2)."""
+    far = BACKBONES["far"]
+    tuned = Dense(dtype="F32", shape=[2], data=pack("F32", [-3e38, 1.0]))
+    infinite = Dense(dtype="F32", shape=[2], data=pack("F32", [INFINITY, 1.0]))
+    side = Counterpart(far, "w")
+
+    def difference(name: str, tensor: Tensor) -> Invalid:
+        draft = Draft(backbone=far, tensors=[tensor])
+        return with_base(f"difference-{name}", "9.2", "not_finite", draft, "far")
+
+    yield difference("xdelta", xdelta(side, tuned.data))
+    yield difference("xdelta-infinite", xdelta(side, infinite.data))
+    yield difference("replace", replaced(far, "w", tuned))
+    yield difference("sparse", sparse_replace(side, {0: -3e38}))
 
 
 def _relations() -> Iterator[Invalid]:
     gone = sound(fields={"removed": ["gone"]})
-    yield _with_base("base-removed-missing", "10.3", "base_tensor", gone, "one")
+    yield with_base("base-removed-missing", "10.3", "base_tensor", gone, "one")
     tied = BACKBONES["tied"]
     draft = Draft(backbone=tied, tensors=[zero(Counterpart(tied, "embed"))], fields={"alias": [["head", "embed"]]})
     other = {"embed": tied["embed"], "head": random_dense("untied", "BF16", [3, 4])}
-    yield _with_base("base-alias-differs", "5.8", "base_digest", draft, "tied-not", checkpoint_bytes(other))
+    yield with_base("base-alias-differs", "5.8", "base_digest", draft, "tied-not", checkpoint_bytes(other))
     alone = checkpoint_bytes({"embed": tied["embed"]})
-    yield _with_base("base-alias-missing", "5.8", "base_tensor", draft, "tied-half", alone)
+    yield with_base("base-alias-missing", "5.8", "base_tensor", draft, "tied-half", alone)

@@ -69,3 +69,9 @@ def refused(name: str, clause: str, reason: str, stage: str, draft: Draft | None
         stage=stage,
         file=file_bytes(draft or sound(), Defect(**defect)),
     )
+
+
+def with_base(name: str, clause: str, reason: str, draft: Draft, base: str, checkpoint: bytes | None = None) -> Invalid:
+    """A sound file, as a vector that only shows with the checkpoint `base`."""
+    file = file_bytes(draft)
+    return Invalid(name=name, clause=clause, reason=reason, stage="base", file=file, base=base, checkpoint=checkpoint)

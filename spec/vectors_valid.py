@@ -31,6 +31,7 @@ from vector_tensors import (
     zeros,
 )
 from vector_writer import Backbone, Dense, Draft, Tensor, artifact_id, file_bytes
+from vectors_edges import EDGES, edge_drafts
 from vectors_zstd import REAL_FRAMES
 
 
@@ -94,7 +95,7 @@ def backbones() -> dict[str, Backbone]:
     }
 
 
-BACKBONES = backbones()
+BACKBONES = backbones() | EDGES
 
 
 def _draft(base: str, *tensors: Tensor, **rest: Any) -> Draft:
@@ -338,7 +339,12 @@ def _routers() -> Iterator[Valid]:
         yield Valid(name=name, clause="5.10", base="one", draft=draft)
 
 
+def _edges() -> Iterator[Valid]:
+    for name, clause, base, draft in edge_drafts(BACKBONES["tied"], BACKBONES["full"]):
+        yield Valid(name=name, clause=clause, base=base, draft=draft)
+
+
 def valid_vectors() -> list[Valid]:
     """All valid vectors."""
-    makers = (_plain, _added, _signs, _codes, _sparse, _xdelta, _real_frames, _fields)
+    makers = (_plain, _added, _signs, _codes, _sparse, _xdelta, _real_frames, _fields, _edges)
     return [vector for maker in makers for vector in maker()]

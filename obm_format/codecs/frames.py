@@ -15,6 +15,7 @@ import numpy as np
 import zstandard
 
 from obm_format.codecs.base import Bytes, PartReader, Span
+from obm_format.codecs.frame_form import check_form
 from obm_format.errors import FormatError
 from obm_format.kernels.words import Words
 from obm_format.layout import PartData
@@ -117,6 +118,7 @@ def decompress(frame: bytes, raw_nbytes: int, where: str) -> bytes:
     try:
         parameters = zstandard.get_frame_parameters(frame)
         _check_parameters(parameters, raw_nbytes, where)
+        check_form(frame, zstandard.frame_header_size(frame), parameters.window_size, where)
         decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_NBYTES)
         raw = decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:

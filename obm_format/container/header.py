@@ -96,7 +96,7 @@ def header_nbytes(start: bytes, *, file_nbytes: int | None, limits: Limits = DEF
     # obm-1 clause 2.4
     if not is_obm:
         raise FormatError("not_obm", "the header does not begin as that of an .obm file", hint=hint)
-    _version_of(start)
+    _version_of(start[:total])
     return total
 
 

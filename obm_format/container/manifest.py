@@ -6,7 +6,7 @@ clauses 5, 6.7 and 12.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from obm_format.container.canonical import encode_canonical
@@ -201,7 +201,9 @@ def _refs(fields: Fields, limits: Limits) -> tuple[str, ...]:
     # obm-1 clause 3.1
     if len(refs) > limits.refs:
         raise FormatError("limit_exceeded", "too many refs", expected=f"at most {limits.refs}", got=len(refs))
-    return tuple([check_artifact_id(ref, "refs") for ref in refs])
+    checked = tuple([check_artifact_id(ref, "refs") for ref in refs])
+    check_sorted(checked, "refs")
+    return checked
 
 
 def _router(fields: Fields, kind: Kind) -> RouterInfo | None:
@@ -252,18 +254,59 @@ def _pool(value: object, where: str) -> Pool:
 
 
 def _check_names(manifest: Manifest) -> None:
-    """Refuse names out of order or used twice (obm-1 clause 5.3)."""
+    """Refuse names out of order or used twice (obm-1 clauses 5.3 and 5.7)."""
     names = [record.name for record in manifest.tensors]
     aliases = [name for name, _ in manifest.aliases]
     check_sorted(names, "tensors")
     check_sorted(aliases, "alias")
     check_sorted(manifest.removed, "removed")
     check_sorted([attachment.name for attachment in manifest.attachments], "attach")
-    seen = set(names)
-    for name in (*aliases, *manifest.removed):
+    _check_unique((*names, *aliases, *manifest.removed), "a name occurs twice")
+    fresh, removed = new_names(manifest), frozenset(manifest.removed)
+    for record in manifest.tensors:
+        if record.base is not None and (record.base.name in fresh or record.base.name in removed):
+            raise FormatError(
+                "duplicate_name", "the counterpart has the name of a new or a removed tensor", where=record.base.name
+            )
+    if manifest.prefix is not None:
+        _check_prefix(manifest.prefix, [name for name in (*names, *aliases) if name not in fresh], fresh)
+
+
+def _check_prefix(prefix: Prefix, kept: list[str], fresh: frozenset[str]) -> None:
+    """Refuse names for which the fine-tune has no name of its own (obm-1 clause 5.7).
+
+    Args:
+        prefix: the prefix.
+        kept: names of tensors with a counterpart.
+        fresh: names of those without.
+    """
+    if prefix.side == "backbone":
+        for name in kept:
+            if not name.startswith(prefix.text) or name == prefix.text:
+                raise FormatError("manifest_field", "the name lacks the prefix", where=name, expected=prefix.text)
+        called = [name.removeprefix(prefix.text) for name in kept]
+    else:
+        called = [prefix.text + name for name in kept]
+    _check_unique((*called, *fresh), "the fine-tune calls two tensors so")
+
+
+def _check_unique(names: Iterable[str], message: str) -> None:
+    seen: set[str] = set()
+    for name in names:
         if name in seen:
-            raise FormatError("duplicate_name", "a name occurs twice", where=name)
+            raise FormatError("duplicate_name", message, where=name)
         seen.add(name)
+
+
+def new_names(manifest: Manifest) -> frozenset[str]:
+    """Names of the tensors that the fine-tune has and the backbone must not have (obm-1 clauses 5.4 and 5.8).
+
+    They are the added tensors and the aliases of such. A router has none: its tensors are no fine-tune's.
+    """
+    if manifest.kind is Kind.ROUTER:
+        return frozenset()
+    added = {record.name for record in manifest.tensors if record.base is None}
+    return frozenset(added | {name for name, target in manifest.aliases if target in added})
 
 
 def _check_rtvq(manifest: Manifest) -> None:

@@ -20,6 +20,13 @@ def check_router(manifest: Manifest) -> None:
     """
     if manifest.kind is not Kind.ROUTER or manifest.router is None:
         return
+    if manifest.aliases or manifest.removed or manifest.refs or manifest.prefix is not None:
+        raise FormatError(
+            "manifest_field",
+            "a router is of no fine-tune",
+            where="manifest",
+            expected="no alias, prefix, refs, removed",
+        )
     records = {record.name: record for record in manifest.tensors}
     layers = 2 if "1.weight" in records else 1
     expected = {"mean", "scale", *(f"{i}.{kind}" for i in range(layers) for kind in ("weight", "bias"))}

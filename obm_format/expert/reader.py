@@ -32,6 +32,7 @@ from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand,
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
 from obm_format.model import (
     Attachment,
+    DType,
     Kind,
     Manifest,
     Mode,
@@ -166,7 +167,7 @@ class Expert:
             float32[rows, *shape[1:]]; read-only where a tensor did not change.
 
         Raises:
-            FormatError: what the parts' digests and the codecs find.
+            FormatError: what the parts' digests and the codecs find; `not_finite`.
             BackboneMismatch: `base_tensor`, `base_digest`.
             UsageError: `usage`, a backbone tensor is needed, or less than one plane asked for; `bad_shape`, the
                 tensor was replaced by one of another shape; `unsupported_dtype`.
@@ -184,6 +185,7 @@ class Expert:
         words = self._words(record, cut, flat)
         old, head = flat[cut.covered.start : cut.covered.stop], words[: cut.covered.size]
         delta = self._kernels.subtract(head, record.spec.dtype, old, record.base.dtype)
+        check_finite(delta.view(np.uint32), DType.F32, name)  # obm-1 clause 9.2
         if cut.tail.size:
             delta = np.concatenate((delta, to_float32(words[cut.covered.size :], record.spec.dtype)))
         return delta.reshape(cut.shape)
@@ -474,7 +476,9 @@ class Expert:
 
     def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None) -> None:
         missing = isinstance(record.params, RtvqParams) and self.manifest.refs[record.params.ref] not in self._refs
-        if record.mode is not Mode.DELTA and isinstance(record.params, RawParams):
+        if base is not None and record.base is not None and record.has_difference:
+            self.values(record.name, base(record.base.name))
+        elif record.mode is not Mode.DELTA and isinstance(record.params, RawParams):
             self.exact(record.name)
         elif record.base is None:
             self.rebuild(record.name)

@@ -71,7 +71,7 @@ function exactValues(record, bytes, base, span) {
   baseValues(record, base, span).forEach((value, i) => {
     values[i] = Math.fround(values[i] - value);
   });
-  return values;
+  return checkFinite(values); // 9.2
 }
 
 // The rebuilt bytes of 9.3; null where they take the backbone's tensor `base` or a reference.

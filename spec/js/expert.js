@@ -15,10 +15,9 @@ export async function openExpert(source, { expectedId = null, firstRead = FIRST_
   const end = headerEnd(first.bytes, first.fileNbytes);
   const rest = first.bytes.length < end ? await source.read(first.bytes.length, end) : new Uint8Array(0);
   const head = concat([first.bytes.subarray(0, end), rest]);
-  const header = parseHeader(head, first.fileNbytes);
   const id = `obm1-sha256:${hex(await sha256(head))}`; // 7.1
-  check(expectedId === null || id === expectedId, "artifact_id");
-  return new Expert(source, header, id);
+  check(expectedId === null || id === expectedId, "artifact_id"); // before any of it is parsed (14.2)
+  return new Expert(source, parseHeader(head, first.fileNbytes), id);
 }
 
 class Expert {

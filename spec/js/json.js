@@ -4,7 +4,7 @@ import { check } from "./refusal.js";
 
 const DEPTH = 12; // 3.1
 const SEPARATORS = 2097152; // 3.1
-const NUMBER = /-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?/y;
+const WORD = /[-+.\w]+/y;
 const PLAIN_NUMBER = /^(0|[1-9][0-9]{0,15})$/;
 const ESCAPED = { '"': '"', "\\": "\\", "/": "/", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t" };
 
@@ -43,22 +43,18 @@ class Parser {
       check(depth < DEPTH, "json_depth");
       return char === "{" ? this.object(depth + 1) : this.array(depth + 1);
     }
-    for (const word of [true, false]) {
-      if (this.text.startsWith(String(word), this.at)) {
-        this.at += String(word).length;
-        return word;
-      }
-    }
-    return this.number();
+    return this.word();
   }
 
-  number() {
-    NUMBER.lastIndex = this.at;
-    const found = NUMBER.exec(this.text);
-    check(found, "json_syntax");
-    check(PLAIN_NUMBER.test(found[0]) && Number.isSafeInteger(Number(found[0])), "json_number"); // 4.1
-    this.at += found[0].length;
-    return Number(found[0]);
+  // A number, true or false (4.1).
+  word() {
+    WORD.lastIndex = this.at;
+    const word = WORD.exec(this.text)?.[0] ?? "";
+    this.at += word.length;
+    if (word === "true" || word === "false") return word === "true";
+    check(/^[-0-9]/.test(word), "json_syntax");
+    check(PLAIN_NUMBER.test(word) && Number.isSafeInteger(Number(word)), "json_number");
+    return Number(word);
   }
 
   string() {

@@ -25,7 +25,10 @@ export function parseManifest(text) {
   const manifest = { ...readWords(fields), ...readLists(fields), backbone: readBackbone(fields, context) };
   context.refCount = manifest.refs.length;
   manifest.tensors = readTensors(fields, manifest, context);
-  manifest.alias.forEach(([, target]) => check(manifest.names.has(target), "manifest_field")); // 5.8
+  manifest.alias.forEach(([, target]) => check(manifest.records.has(target), "manifest_field")); // 5.8
+  manifest.fresh = newNames(manifest);
+  checkKinship(manifest);
+  if (manifest.prefix !== null) checkPrefix(manifest);
   manifest.router = readRouter(fields, manifest, context);
   manifest.pools = readPools(fields, context);
   manifest.parts = listParts(manifest);
@@ -71,6 +74,7 @@ function readLists(fields) {
   const refs = fields.optional("refs", f.isListOf(f.isText), []);
   check(refs.length <= 4, "limit_exceeded");
   check(refs.every((id) => REF.test(id)), "bad_digest");
+  f.checkAscending(refs);
   for (const names of [alias.map(([name]) => name), removed]) {
     names.forEach(f.checkName);
     f.checkAscending(names);
@@ -96,23 +100,45 @@ function readBackbone(fields, context) {
   const backbone = new f.Fields(value, ["architecture", "fingerprint", "n_params", "n_tensors"], context);
   const architecture = backbone.optional("architecture", f.isText, "");
   const fingerprint = backbone.required("fingerprint", f.isText);
-  ["n_params", "n_tensors"].forEach((key) => backbone.required(key, f.isNumber));
+  const [params, tensors] = ["n_params", "n_tensors"].map((key) => backbone.required(key, f.isNumber));
   check(/^[A-Za-z0-9_.-]{0,128}$/.test(architecture), "manifest_field"); // 10.2
   f.checkDigest(fingerprint);
-  return { architecture, fingerprint };
+  return { architecture, fingerprint, params, tensors };
 }
 
-// The records; `manifest.names` becomes the set of their names.
+// The records; `manifest.records` has them by name.
 function readTensors(fields, manifest, context) {
   const values = fields.required("tensors", Array.isArray);
   const count = values.length + manifest.alias.length + manifest.removed.length;
   check(count <= 65536, "limit_exceeded");
   const tensors = values.map((value) => readRecord(value, context));
   f.checkAscending(tensors.map(({ name }) => name));
-  manifest.names = new Set(tensors.map(({ name }) => name));
-  const all = [...manifest.names, ...manifest.alias.map(([name]) => name), ...manifest.removed];
+  manifest.records = new Map(tensors.map((record) => [record.name, record]));
+  const all = [...manifest.records.keys(), ...manifest.alias.map(([name]) => name), ...manifest.removed];
   check(new Set(all).size === count, "duplicate_name"); // 5.3
   return tensors;
+}
+
+// Names of tensors that the backbone must not have (5.4, 5.8); a router's tensors are no fine-tune's.
+function newNames({ kind, tensors, records, alias }) {
+  if (kind === "router") return new Set();
+  const aliases = alias.filter(([, target]) => records.get(target).mode === "added").map(([name]) => name);
+  return new Set([...tensors.filter(({ mode }) => mode === "added").map(({ name }) => name), ...aliases]);
+}
+
+// No counterpart is a new or a removed tensor (5.3).
+function checkKinship({ tensors, fresh, removed }) {
+  const taken = new Set([...fresh, ...removed]);
+  check(tensors.every(({ counterpart }) => !taken.has(counterpart?.name)), "duplicate_name");
+}
+
+// The fine-tune has a name for each tensor, and no two of one name (5.7).
+function checkPrefix({ records, alias, fresh, prefix: { side, text } }) {
+  const kept = [...records.keys(), ...alias.map(([name]) => name)].filter((name) => !fresh.has(name));
+  const sound = (name) => name.startsWith(text) && name !== text;
+  check(side === "tuned" || kept.every(sound), "manifest_field");
+  const called = kept.map((name) => (side === "tuned" ? text + name : name.slice(text.length)));
+  check(new Set([...called, ...fresh]).size === kept.length + fresh.size, "duplicate_name");
 }
 
 function readRouter(fields, manifest, context) {
@@ -123,6 +149,8 @@ function readRouter(fields, manifest, context) {
   const routes = router.required("routes", f.isListOf(f.isText));
   check(router.required("max_tokens", f.isNumber) > 0, "manifest_field");
   check(routes.every((route) => TASK.test(route)) && new Set(routes).size === routes.length, "manifest_field");
+  const { alias, removed, refs, prefix } = manifest;
+  check(alias.length + removed.length + refs.length === 0 && prefix === null, "manifest_field");
   checkRouterTensors(manifest.tensors, routes.length);
   return { routes };
 }

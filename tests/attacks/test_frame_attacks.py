@@ -173,7 +173,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "entry no object": ("part_table", lambda t: t.update({NAMES[2]: []})),
     "unknown field": ("part_table", lambda t: t[NAMES[2]].update(sha256="ab" * 32)),
     "begin false": (
-        "not_canonical",
+        "part_table",
         lambda t: t[NAMES[0]].update(data_offsets=[False, t[NAMES[0]]["shape"][0]]),
     ),
     "key order": ("not_canonical", lambda t: t.update({NAMES[0]: dict(sorted(t[NAMES[0]].items()))})),

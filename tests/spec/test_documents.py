@@ -79,45 +79,37 @@ def test_schema_takes_valid_manifest(path: Path) -> None:
     assert list(misfits(manifest_of(path), SCHEMA)) == []
 
 
-VISIBLE_TO_SCHEMA = [
-    "kind-unknown",
-    "kind-missing",
-    "field-unknown",
-    "task-space",
-    "position-default",
-    "position-long",
-    "ext-key-bare",
-    "refs-path",
-    "prefix-no-dot",
-    "backbone-fingerprint-upper",
-    "attach-python",
-    "attach-sixty-five",
-    "router-no-tokens",
-    "name-inner-parent",
-    "name-metadata",
-    "record-dtype-missing",
-    "mode-default",
-    "encoding-unknown",
-    "sign1-replace",
-    "params-default",
-    "planes-five",
-    "group-65",
-    "gain-exponent",
-    "blocks-none",
-    "affine-bits-5",
-    "affine-bits-missing",
-    "sparse-nnz-missing",
-    "xdelta-bucket-default",
-    "tern1-planes",
-    "zero-params",
-    "base-empty",
-    "shape-rank-9",
-]
+# Reasons that a manifest alone can be refused for; and the vectors of them that take more than a schema to see.
+OF_MANIFEST = {"manifest_field", "bad_name", "bad_digest", "unknown_encoding", "bad_params", "limit_exceeded"}
+OF_MANIFEST |= {"bad_shape", "not_canonical"}
+BEYOND_SCHEMA_TEXT = """
+    alias-of-alias alias-of-nothing base-dtype-integer prefix-alone prefix-lacking prefix-lacking-in-alias
+    router-routes-fewer router-scale-longer router-weight-turned
+    base-same-dtype base-same-name base-same-shape raw-value-dtype-default rows-default
+    affine-no-elements raw-framed-no-elements sign1-no-elements tern1-no-elements
+    base-shape-wraps shape-2-to-53 shape-hollow-wraps shape-wraps
+    delta-fewer-rows delta-other-columns delta-other-rank delta-scalar delta-turned zero-integer-cast
+    blocks-long blocks-neighbours blocks-short rows-beyond rows-columns rows-divisor
+    rtvq-no-refs rtvq-ref-beyond sparse-nnz-beyond
+"""
+BEYOND_SCHEMA = set(BEYOND_SCHEMA_TEXT.split())
 
 
-@pytest.mark.parametrize("name", VISIBLE_TO_SCHEMA)
+def shown_to_schema() -> list[str]:
+    """Invalid vectors whose manifest is JSON, and what is wrong with the file is wrong with its manifest."""
+    names = []
+    for path in sorted((VECTORS / "invalid").glob("*.json")):
+        facts = json.loads(path.read_text())
+        in_text = facts["clause"] in ("2.2", "2.4", "2.5", "4.1", "14.1")
+        if facts["stage"] == "header" and facts["reason"] in OF_MANIFEST and not in_text:
+            names.append(path.stem)
+    return names
+
+
+@pytest.mark.parametrize("name", shown_to_schema())
 def test_schema_refuses_what_it_can_see(name: str) -> None:
-    assert list(misfits(manifest_of(VECTORS / "invalid" / f"{name}.obm"), SCHEMA))
+    found = misfits(manifest_of(VECTORS / "invalid" / f"{name}.obm"), SCHEMA)
+    assert bool(found) == (name not in BEYOND_SCHEMA)
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int}
@@ -137,6 +129,11 @@ def misfits(value: Any, schema: Any, where: str = "$") -> list[str]:  # noqa: AN
             if schema.get("additionalProperties") is False and key not in known:
                 found.append(f"{where}.{key}: unknown")
             found += misfits(key, schema.get("propertyNames", {}), f"{where}.{key}")
+    if "if" in schema:
+        chosen = "else" if misfits(value, schema["if"]) else "then"
+        found += misfits(value, schema.get(chosen, {}), where)
+    for part in schema.get("allOf", []):
+        found += misfits(value, part, where)
     if isinstance(value, list) and "items" in schema:
         found += [text for i, item in enumerate(value) for text in misfits(item, schema["items"], f"{where}[{i}]")]
     return found
@@ -148,7 +145,8 @@ def simple_rules(value: Any, schema: dict[str, Any]) -> list[tuple[str, bool]]: 
     rules = {
         "type": lambda t: isinstance(value, TYPES[t]) and not (t == "integer" and isinstance(value, bool)),
         "enum": lambda allowed: value in allowed,
-        "const": lambda only: value == only,
+        "const": lambda only: value == only and isinstance(value, bool) == isinstance(only, bool),
+        "uniqueItems": lambda _: not isinstance(value, list) or len(set(map(str, value))) == size,
         "not": lambda other: bool(misfits(value, other)),
         "oneOf": lambda cases: sum(not misfits(value, case) for case in cases) == 1,
         "pattern": lambda text: re.search(text, value) is not None,
@@ -160,6 +158,10 @@ def simple_rules(value: Any, schema: dict[str, Any]) -> list[tuple[str, bool]]: 
         **dict.fromkeys(("maxLength", "maxItems"), lambda high: size <= high),
     }
     handled = {
+        "if",
+        "then",
+        "else",
+        "allOf",
         "properties",
         "additionalProperties",
         "items",

@@ -72,7 +72,9 @@ def test_valid_vector_opened_by_safetensors_library(name: str) -> None:
 def test_vectors_are_many_and_small() -> None:
     assert len(VALID) >= 60
     assert len(INVALID) >= 400
-    assert sum(path.stat().st_size for path in VECTORS.glob("*/*")) < 600_000
+    assert (
+        sum(path.stat().st_size for path in VECTORS.glob("*/*")) < 800_000
+    )  # a file is a header of a kilobyte and parts of 64 bytes
 
 
 def test_vectors_cover_every_encoding_and_stage() -> None:

@@ -29,6 +29,7 @@ def frame_vectors() -> Iterator[Invalid]:
         "n-above-limit": ("3.1", "header_too_large", _with_n(2**26 + 56)(small)),
         "n-2-to-63": ("3.1", "header_too_large", _with_n(2**63 - 8)(small)),
         "n-wraps": ("3.1", "header_too_large", _with_n(2**64 - 8)(small)),
+        "n-all-ones": ("3.1", "header_too_large", _with_n(2**64 - 1)(small)),
         "last-part-cut": ("2.3", "truncated", whole[:-65]),
         "last-padding-cut": ("2.3", "truncated", whole[:-1]),
         "last-part-missing": ("2.3", "truncated", whole[:-64]),
@@ -71,6 +72,7 @@ def _prefixes() -> Iterator[Invalid]:
         yield refused(f"version-{name}", "2.4", reason, "header", _version(version))
     yield refused("padding-nul", "4.1", "bad_encoding_of_text", "header", lean(), padded=_padding(b"\0"))
     yield refused("padding-newline", "4.1", "bad_encoding_of_text", "header", lean(), padded=_padding(b"\n"))
+    yield refused("padding-tab", "4.1", "bad_encoding_of_text", "header", lean(), padded=_padding(b"\t"))
     yield refused("padding-long", "2.2", "not_canonical", "header", lean(), padded=lambda raw: raw + b" " * 64)
 
 
@@ -182,6 +184,7 @@ def table_vectors() -> Iterator[Invalid]:
     yield table("parts-swapped", _swap)
     yield refused("many-parts", "2.6", "part_table", "header", table=_many)
     yield refused("pool-size", "7.3", "part_table", "header", manifest=_pool("digests", nbytes=65))
+    yield refused("pool-size-alphas", "7.3", "part_table", "header", manifest=_pool("alphas", nbytes=8))
     yield refused("pool-missing", "7.3", "part_table", "header", manifest=lambda m: m["pools"].pop("alphas"))
     yield refused("pool-extra", "7.3", "part_table", "header", manifest=_pool("frames", nbytes=0, sha256="0" * 64))
     yield refused("part-emptied", "2.6", "part_table", "header", table=_short)

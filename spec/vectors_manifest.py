@@ -181,6 +181,15 @@ def name_vectors() -> Iterator[Invalid]:
     names |= {"metadata": "__metadata__", "percent": "a%2fb", "one-dot": ".", "quote": 'a"b'}
     for name, text in names.items():
         yield _draft(f"name-{name}", "5.3", "bad_name", _hollow(text))
+    look_alike = _hollow("weight")
+    yield refused(
+        "name-look-alike",
+        "4.1",
+        "bad_encoding_of_text",
+        "header",
+        look_alike,
+        text=lambda text: text.replace("weight", "w\\u0435ight"),
+    )
     yield _draft("names-unsorted", "5.3", "duplicate_name", _hollow("b", "a"))
     yield _draft("name-twice", "5.3", "duplicate_name", _hollow("a", "a"))
     yield _beside("name-removed-too", "duplicate_name", "5.3", removed=["w"])

@@ -116,5 +116,8 @@ def _whole_backbones() -> Iterator[Invalid]:
         "w": Dense(dtype="BF16", shape=[3, 70], data=BACKBONES["one"]["w"].data),
         "x": random_dense("x", "F32", [1]),
     }
+    forged = signs()
+    forged.base = bytes(420)
+    yield with_base("base-digest-forged", "10.3", "base_digest", sound(forged), "one")
     shared = sound(fields={"kind": "rtvq-base"})
     yield with_base("base-of-rtvq-base", "10.5", "backbone_mismatch", shared, "one-one-more", checkpoint_bytes(wide))

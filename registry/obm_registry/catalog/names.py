@@ -48,19 +48,25 @@ class Names:
         made = insert(t.repository).values(values).returning(t.repository.c.id)
         return Repository(id=self.connection.execute(made).scalar_one(), name=name, namespace=owner)
 
-    def ensure_namespace(self, name: str, now: int) -> Namespace:
-        """The namespace called `name`, made with default rules when it is not there yet."""
+    def namespace(self, name: str) -> Namespace | None:
+        """The namespace called `name`."""
         query = select(*_NAMESPACE).where(t.namespace.c.name == name)
         row = self.connection.execute(query).mappings().first()
-        if row is None:
-            values = {
-                "name": name,
-                "subject_policy": DEFAULT_SUBJECT_POLICY,
-                "immutable_tags": DEFAULT_IMMUTABLE_TAGS,
-                "created_at": now,
-            }
-            row = self.connection.execute(insert(t.namespace).values(values).returning(*_NAMESPACE)).mappings().one()
-        return _namespace(row)
+        return _namespace(row) if row else None
+
+    def ensure_namespace(self, name: str, now: int) -> Namespace:
+        """The namespace called `name`, made with default rules when it is not there yet."""
+        found = self.namespace(name)
+        if found is not None:
+            return found
+        values = {
+            "name": name,
+            "subject_policy": DEFAULT_SUBJECT_POLICY,
+            "immutable_tags": DEFAULT_IMMUTABLE_TAGS,
+            "created_at": now,
+        }
+        made = insert(t.namespace).values(values).returning(*_NAMESPACE)
+        return _namespace(self.connection.execute(made).mappings().one())
 
     def set_rules(self, namespace: Namespace) -> None:
         """Record the rules of a namespace that is there."""

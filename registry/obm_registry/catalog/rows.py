@@ -229,3 +229,64 @@ class ExpertRow:
     pushed_at: int
     yanked_at: int | None
     yank_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundExpert:
+    """One expert with everything that is listed of it.
+
+    Args:
+        manifest_id: key in the catalog; grows with time.
+        repository: where it is.
+        tags: the tags that name it, in order.
+        manifest_digest: digest of its manifest.
+        backbone_digest: digest of the manifest of its backbone, None where the policy let it in without.
+        backbone_params: elements of that backbone, or None.
+        facts: what its own header tells.
+        pushed_by: who pushed it.
+        pushed_at: when.
+        yanked_at: since when nobody should use it any more, or None.
+        yank_reason: why.
+    """
+
+    manifest_id: int
+    repository: str
+    tags: tuple[str, ...]
+    manifest_digest: str
+    backbone_digest: str | None
+    backbone_params: int | None
+    facts: ExpertFacts
+    pushed_by: str
+    pushed_at: int
+    yanked_at: int | None
+    yank_reason: str | None
+
+    @property
+    def bits(self) -> float | None:
+        """Bits of the file for each element of the backbone."""
+        return 8 * self.facts.nbytes / self.backbone_params if self.backbone_params else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFilter:
+    """Which experts are wanted; None and "" leave a field open.
+
+    Args:
+        fingerprint: of their backbone.
+        repository: where they are.
+        manifest_digest: digest of the manifest.
+        task: exactly this task.
+        position: exactly this position.
+        encoding: at least one tensor has this encoding.
+        text: stands in repository, task, position, or a tag.
+        yanked: withdrawn ones, good ones, or both with None.
+    """
+
+    fingerprint: str = ""
+    repository: str = ""
+    manifest_digest: str = ""
+    task: str = ""
+    position: str = ""
+    encoding: str = ""
+    text: str = ""
+    yanked: bool | None = None

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from obm_format.errors import ObmError, RegistryError
+from obm_registry.server.api.routes import API_ROUTES
 from obm_registry.server.credentials import Unauthorized, challenge
 from obm_registry.server.guard import Guard
 from obm_registry.server.oci import blobs, lists, manifests, token, uploads
@@ -44,7 +45,9 @@ OCI_ROUTES = [
 
 def make_app(server: Server) -> ASGIApp:
     """The ASGI application of a server."""
-    app = Starlette(routes=OCI_ROUTES, exception_handlers={ObmError: _refuse, HTTPException: _refuse_route})
+    app = Starlette(
+        routes=[*OCI_ROUTES, *API_ROUTES], exception_handlers={ObmError: _refuse, HTTPException: _refuse_route}
+    )
     app.add_exception_handler(Exception, _fail)
     app.state.server = server
     app.router.redirect_slashes = False

@@ -9,10 +9,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from obm_format.errors import ObmError
+from obm_format.errors import ObmError, RegistryError
 from obm_format.progress import Progress, silent
 from obm_registry.catalog.rows import Blob, Manifest
 from obm_registry.manifest.oci import digest_of, parse_manifest
+from obm_registry.service.audit import check_audit
 from obm_registry.service.registry import Registry
 
 
@@ -63,6 +64,10 @@ def examine(registry: Registry, *, progress: Progress = silent) -> Examined:
     for manifest in _manifests(registry):
         problems += _manifest_problems(registry, manifest)
         manifests += 1
+    try:
+        check_audit(registry)
+    except RegistryError as error:
+        problems.append(Problem(reason=error.reason, where=error.where or "audit", detail=error.message))
     return Examined(blobs=len(blobs), nbytes=total, manifests=manifests, problems=tuple(problems))
 
 

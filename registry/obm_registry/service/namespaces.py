@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from obm_format.errors import UsageError
+from obm_format.errors import RegistryError, UsageError
 from obm_registry.catalog.rows import Namespace
 from obm_registry.refs import is_repository, printable
 from obm_registry.service.registry import Registry
@@ -24,6 +24,19 @@ def namespace_rules(registry: Registry, name: str) -> Namespace:
         raise UsageError("bad_ref", "the namespace is malformed", where=printable(name))
     with registry.catalog.write() as session:
         return session.names.ensure_namespace(name, registry.clock())
+
+
+def namespace_use(registry: Registry, name: str) -> tuple[Namespace, int]:
+    """The rules of a namespace, and the bytes of its distinct blobs and of its manifests.
+
+    Raises:
+        RegistryError: `not_found`.
+    """
+    with registry.catalog.read() as session:
+        rules = session.names.namespace(name)
+        if rules is None:
+            raise RegistryError("not_found", "there is no such namespace", where=printable(name))
+        return rules, session.names.used_nbytes(rules)
 
 
 def set_namespace_rules(

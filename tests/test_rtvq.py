@@ -369,6 +369,7 @@ def test_commands_from_fine_tunes_to_checkpoint(
     family(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OBM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OBM_CACHE", str(tmp_path / "cache"))
     names = ("--task", "math", "--task", "chat")
     status, out, _ = run(capfd, "compress", "pre", "task0", "task1", "--rtvq", "3+2", *names, "-o", "experts", "--json")
     assert status == 0
@@ -392,7 +393,9 @@ def test_commands_from_fine_tunes_to_checkpoint(
 
     assert run(capfd, "backbone", "add", "pre", "acme/tiny")[0] == 0
     status, _, err = run(capfd, "push", "math.obm", "acme/tiny:math")
-    assert (status, "base vector" in err) == (2, True)
+    assert (status, "base vector" in err) == (4, True)
+    assert run(capfd, "push", "math.obm", "acme/tiny:math", *ref)[0] == 0
+    assert run(capfd, "materialize", "--base", "pre", "--expert", "acme/tiny:math", "-o", "pulled")[0] == 0
 
 
 @pytest.mark.parametrize(

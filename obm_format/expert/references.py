@@ -76,8 +76,8 @@ class References:
             self._lent.setdefault(expert, []).append(found)
 
     def _search(self, wanted: str, path: str | os.PathLike[str] | None) -> Expert | None:
-        neighbours = _neighbours(wanted, Path(path)) if path is not None else ()
-        for candidate in (*self._paths, *neighbours):
+        beside = neighbours(wanted, Path(path)) if path is not None else ()
+        for candidate in (*self._paths, *beside):
             try:
                 found = open_expert(candidate, expected_id=wanted)
             except ObmError as error:
@@ -91,7 +91,7 @@ class References:
         return None
 
 
-def _neighbours(wanted: str, path: Path) -> Iterator[Path]:
+def neighbours(wanted: str, path: Path) -> Iterator[Path]:
     """The artifacts in a file's folder, the likely ones first, a bounded number of them."""
     likely = (f"{wanted.rpartition(':')[2]}.obm", "base.obm")
     try:

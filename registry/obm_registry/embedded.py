@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
-from obm_format.errors import FormatError, RegistryError, UsageError
+from obm_format.errors import RegistryError, UsageError
 from obm_format.progress import Progress, silent
 from obm_registry import reports
 from obm_registry.blobs.local import LocalBlobs
@@ -23,11 +23,11 @@ from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
 from obm_registry.manifest.backbone import BackbonePackage, package_checkpoint
+from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     ExpertPackage,
     package_expert,
     parse_layers,
-    segment_chunks,
 )
 from obm_registry.manifest.oci import digest_of, parse_manifest
 from obm_registry.refs import Ref, parse_ref
@@ -142,7 +142,15 @@ class EmbeddedRegistry:
 
     # --- push and pull --------------------------------------------------------------------------------------
 
-    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+    def push(
+        self,
+        file: str | Path,
+        ref: str,
+        *,
+        move: bool = False,
+        bases: Sequence[str | Path] = (),
+        progress: Progress = silent,
+    ) -> reports.Transfer:
         """Publish an `.obm` file.
 
         The file is verified first, and only blobs that the registry lacks are stored. Pushing the same file
@@ -152,13 +160,14 @@ class EmbeddedRegistry:
             file: the file.
             ref: `namespace/backbone:tag`.
             move: whether the tag may leave another expert.
+            bases: files of base vectors that the expert refers to; those beside it are found without.
             progress: told how many bytes are verified, hashed and stored.
 
         Raises:
-            FormatError: the file is damaged.
+            FormatError: the file is damaged; `bad_reference` without a base vector that it refers to.
             RegistryError: `backbone_unknown`, `tag_exists`, `tag_immutable`, `quota_exceeded`, `disk_full`.
             BackboneMismatch: `backbone_mismatch`.
-            UsageError: `bad_ref`; `usage`, the expert refers to a base vector.
+            UsageError: `bad_ref`.
         """
         began = time.perf_counter()
         where = _local(ref)
@@ -166,19 +175,19 @@ class EmbeddedRegistry:
             raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
         change = tags.TagChange(move=move, actor=self._actor)
         source = PathSource(file)
-        with Container.open(source) as container:
-            _require_sound(container, progress)
+        with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
+            require_sound(container, progress)
             backbone = backbones.find_backbone(self._registry, where.repository, container)
-            package = package_expert(container, source, backbone, progress=progress)
+            package = package_expert(container, source, backbone, bases=opened, progress=progress)
             self._check_tag(where, package.digest, change)
-            sent, published = self._publish_expert(where, package, source, change, progress)
+            sent, published = self._publish_expert(where, package, change, progress)
         return reports.Transfer(
             ref=str(where),
             manifest_digest=package.digest,
             id=package.facts.artifact_id,
             sent_bytes=sent,
             received_bytes=0,
-            reused_bytes=max(0, package.facts.nbytes + len(package.config) - sent),
+            reused_bytes=max(0, package.nbytes - sent),
             seconds=time.perf_counter() - began,
             warnings=published.warnings,
         )
@@ -194,13 +203,12 @@ class EmbeddedRegistry:
         self,
         where: Ref,
         package: ExpertPackage,
-        source: PathSource,
         change: tags.TagChange,
         progress: Progress,
     ) -> tuple[int, publish.Published]:
         sent = 0
         for attempt in range(_ATTEMPTS):
-            sent += self._send_expert(where.repository, package, source, progress)
+            sent += self._send_expert(where.repository, package, progress)
             try:
                 done = publish.put_manifest(
                     self._registry, where.repository, package.body, change=change, tags=[where.tag or ""]
@@ -213,12 +221,12 @@ class EmbeddedRegistry:
                 return sent, done
         raise RegistryError("internal", "a push ended without a result", where=str(where))
 
-    def _send_expert(self, repository: str, package: ExpertPackage, source: PathSource, progress: Progress) -> int:
+    def _send_expert(self, repository: str, package: ExpertPackage, progress: Progress) -> int:
         sent, done = self._send(repository, digest_of(package.config), [package.config]), 0
-        for layer, segment in package.layers:
-            sent += self._send(repository, layer.digest, segment_chunks(source, segment))
-            done += segment.nbytes
-            progress("push", done, package.facts.nbytes)
+        for layer in package.layers:
+            sent += self._send(repository, layer.descriptor.digest, layer.chunks())
+            done += layer.segment.nbytes
+            progress("push", done, package.nbytes)
         return sent
 
     def _send(self, repository: str, digest: str, chunks: Iterator[bytes] | list[bytes]) -> int:
@@ -246,7 +254,8 @@ class EmbeddedRegistry:
 
         Args:
             ref: `namespace/backbone:tag` or `...@sha256:digest`.
-            out: the file; it appears whole or not at all.
+            out: the file; it appears whole or not at all. Base vectors that the expert refers to are written
+                beside it, under their ids.
             progress: told how many bytes are there.
 
         Raises:
@@ -258,20 +267,22 @@ class EmbeddedRegistry:
         began = time.perf_counter()
         where, found = self._find(ref)
         layers = parse_layers(parse_manifest(found.body, media_type=found.media_type))
-        assemble(
-            layers,
-            lambda layer: blobs.read_blob(self._registry, where.repository, layer.digest),
-            Path(out),
-            progress=progress,
-        )
+        files = missing_files(layers, Path(out))
+        for path, one in files.items():
+            assemble(
+                one,
+                lambda layer: blobs.read_blob(self._registry, where.repository, layer.digest),
+                path,
+                progress=progress,
+            )
         warnings = (f"{where} was withdrawn: {found.yank_reason or 'no reason given'}",) if found.yanked_at else ()
         return reports.Transfer(
             ref=str(where),
             manifest_digest=found.digest,
             id=layers.artifact_id,
             sent_bytes=0,
-            received_bytes=layers.nbytes,
-            reused_bytes=0,
+            received_bytes=sum(one.nbytes for one in files.values()),
+            reused_bytes=sum(one.nbytes for one in (layers, *layers.shared) if one not in files.values()),
             seconds=time.perf_counter() - began,
             warnings=warnings,
         )
@@ -407,11 +418,6 @@ def _target(where: Ref) -> str:
         hint = f"`obm ls {where.repository}` lists the tags"
         raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
     return where.target
-
-
-def _require_sound(container: Container, progress: Progress) -> None:
-    for defect in container.verify(progress=progress):
-        raise FormatError(defect.reason, defect.detail, where=defect.where)
 
 
 def _other_backbone(repository: str, fingerprint: str, there: BackboneRow) -> RegistryError:

@@ -6,6 +6,7 @@ in one line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -44,11 +45,21 @@ class ExpertRegistry(Protocol):
             RegistryError: `not_found`.
         """
 
-    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+    def push(
+        self,
+        file: str | Path,
+        ref: str,
+        *,
+        move: bool = False,
+        bases: Sequence[str | Path] = (),
+        progress: Progress = silent,
+    ) -> reports.Transfer:
         """Publish an `.obm` file under a tag; only what the registry lacks is sent.
 
+        The base vectors that it refers to go along: `bases`, or what lies beside it.
+
         Raises:
-            FormatError: the file is damaged.
+            FormatError: the file is damaged; `bad_reference` without a base vector that it refers to.
             RegistryError: `backbone_unknown`, `tag_exists`, and what the registry refuses.
             BackboneMismatch: `backbone_mismatch`.
         """
@@ -62,6 +73,8 @@ class ExpertRegistry(Protocol):
 
     def pull(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.Transfer:
         """Write an expert to a file: the very bytes that were pushed, each segment checked.
+
+        Base vectors that it refers to are written beside it, under their ids.
 
         Raises:
             RegistryError: `not_found`, `bad_manifest`, `blob_damaged`.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from obm_registry.client.credentials import Credential, CredentialFile
 from obm_registry.client.http import Patience
 from obm_registry.client.open import Places, open_client
+from obm_registry.client.origin import parse_origin
 from obm_registry.client.registry import ClientRegistry
 
 HASTE = Patience(stall_s=20.0, pause_s=0.0, sleep=lambda seconds: None)
@@ -19,3 +21,9 @@ def places(folder: Path, *, offline: bool = False, limit: int = 10**9) -> Places
 def open_there(url: str, folder: Path, *, offline: bool = False, patience: Patience = HASTE) -> ClientRegistry:
     """The registry at `url`, with home and cache under `folder`."""
     return open_client(url, places(folder, offline=offline), patience=patience)
+
+
+def log_in(address: str, secret: str, folder: Path) -> None:
+    """Store a token for a server, as `obm login` does."""
+    stored = CredentialFile(folder / "home" / "credentials.json")
+    stored.put(parse_origin(address), Credential(username="token", secret=secret))

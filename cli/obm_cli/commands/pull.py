@@ -19,7 +19,8 @@ from obm_cli.registry import open_registry, registry_option
 def command(ref: str, out: str | None, registry: str | None, as_json: bool) -> None:
     """Fetch an expert from a registry.
 
-    Every segment is checked against its digest, and the file appears whole or not at all.
+    Every segment is checked against its digest, and the file appears whole or not at all. The base vector of an
+    rtvq expert is written beside it.
 
     Example: obm pull acme/minilm:sentiment-v1 -o sentiment.obm
     """

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import httpx
-
 from obm_format.errors import RegistryError
 from obm_registry import reports
 from obm_registry.client.http import Request, Session
@@ -46,17 +44,9 @@ def remote_history(session: Session) -> History:
         reply = session.exchange(request, expect=(200, 404, 405), max_nbytes=MAX_NBYTES)
         if reply.status == 200:
             return _parse(reply.body)
-        if _is_ours(reply.headers):
-            where = f"{session.origin.authority}/{repository}" + (f":{tag}" if tag else "")
-            raise RegistryError("not_found", "there never was such a tag", where=where)
         return no_history(session.origin.authority)(repository, tag)
 
     return ask
-
-
-def _is_ours(headers: httpx.Headers) -> bool:
-    """Whether a reply is from our own server, which has the endpoint."""
-    return headers.get("Server", "").startswith("obm") or "application/json" in headers.get("Content-Type", "")
 
 
 def _parse(body: bytes) -> list[reports.LogEntry]:

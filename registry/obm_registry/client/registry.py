@@ -7,7 +7,7 @@ unasked. What is told of an expert that somebody else pushed is what its manifes
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Self
 
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
-from obm_format.errors import FormatError, RegistryError, UsageError
+from obm_format.errors import RegistryError, UsageError
 from obm_format.progress import Progress, silent
 from obm_registry import reports
 from obm_registry.client.cache import Cache
@@ -26,17 +26,16 @@ from obm_registry.client.transfer import push_blobs
 from obm_registry.client.withdrawal import is_withdrawn, withdraw
 from obm_registry.durable import copy_file
 from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneTable, backbone_descriptor, package_checkpoint
+from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     EXPERT_TYPE,
     ExpertLayers,
     ExpertPackage,
     package_expert,
     parse_layers,
-    segment_chunks,
 )
 from obm_registry.manifest.lineage import require_match
 from obm_registry.manifest.oci import IMAGE_MANIFEST, Descriptor, digest_of, parse_manifest
-from obm_registry.manifest.segments import Segment
 from obm_registry.refs import Ref, parse_ref
 
 _ATTEMPTS = 3
@@ -126,27 +125,34 @@ class ClientRegistry:
 
     # --- push -----------------------------------------------------------------------------------------------
 
-    def push(self, file: str | Path, ref: str, *, move: bool = False, progress: Progress = silent) -> reports.Transfer:
+    def push(
+        self,
+        file: str | Path,
+        ref: str,
+        *,
+        move: bool = False,
+        bases: Sequence[str | Path] = (),
+        progress: Progress = silent,
+    ) -> reports.Transfer:
         """Publish an `.obm` file; see `ExpertRegistry.push`."""
         began = time.perf_counter()
         where = self._parse(ref)
         if where.tag is None or where.digest is not None:
             raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
         source = PathSource(file)
-        with Container.open(source) as container:
-            for defect in container.verify(progress=progress):
-                raise FormatError(defect.reason, defect.detail, where=defect.where)
-            package = package_expert(container, source, self._subject(where.repository, container), progress=progress)
+        with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
+            require_sound(container, progress)
+            subject = self._subject(where.repository, container)
+            package = package_expert(container, source, subject, bases=opened, progress=progress)
             rule = require_room(self._store, where, package.digest, move=move)
-            sent, warnings = self._publish(where.repository, package, source, rule, progress)
-        total = package.facts.nbytes + len(package.config)
+            sent, warnings = self._publish(where.repository, package, rule, progress)
         return reports.Transfer(
             ref=str(where),
             manifest_digest=package.digest,
             id=package.facts.artifact_id,
             sent_bytes=sent,
             received_bytes=0,
-            reused_bytes=max(0, total - sent),
+            reused_bytes=max(0, package.nbytes - sent),
             seconds=time.perf_counter() - began,
             warnings=warnings,
         )
@@ -167,10 +173,10 @@ class ClientRegistry:
         return backbone_descriptor(found.digest, len(found.body))
 
     def _publish(
-        self, repository: str, package: ExpertPackage, source: PathSource, rule: TagRule, progress: Progress
+        self, repository: str, package: ExpertPackage, rule: TagRule, progress: Progress
     ) -> tuple[int, tuple[str, ...]]:
         blobs: list[tuple[Descriptor, ReadFrom]] = [(_describe(package.config), _reader(package.config))]
-        blobs += [(layer, partial(_segment_from, source, segment)) for layer, segment in package.layers]
+        blobs += [(layer.descriptor, layer.chunks) for layer in package.layers]
         sent = 0
         for attempt in range(_ATTEMPTS):
             sent += push_blobs(self._store, repository, blobs, progress)
@@ -198,17 +204,20 @@ class ClientRegistry:
         began = time.perf_counter()
         where, found, layers = self._find_expert(ref)
         withdrawn = self._withdrawn(where.repository, found.digest)
-        held = self._cache.hold(layers, partial(self._store.read_blob, where.repository), progress)
-        if Path(out) != held.path:
-            copy_file(held.path, Path(out))
+        received = reused = 0
+        for path, one in missing_files(layers, Path(out)).items():
+            held = self._cache.hold(one, partial(self._store.read_blob, where.repository), progress)
+            received, reused = received + held.received, reused + held.reused
+            if path != held.path:
+                copy_file(held.path, path)
         warnings = (f"{where} was withdrawn: {withdrawn}",) if withdrawn else ()
         return reports.Transfer(
             ref=str(where),
             manifest_digest=found.digest,
             id=layers.artifact_id,
             sent_bytes=0,
-            received_bytes=held.received,
-            reused_bytes=held.reused,
+            received_bytes=received,
+            reused_bytes=reused,
             seconds=time.perf_counter() - began,
             warnings=tuple(dict.fromkeys((*found.warnings, *warnings))),
         )
@@ -307,7 +316,3 @@ def _describe(data: bytes) -> Descriptor:
 
 def _reader(data: bytes) -> ReadFrom:
     return lambda start: iter([data[start:]])
-
-
-def _segment_from(source: PathSource, segment: Segment, start: int) -> Iterator[bytes]:
-    return segment_chunks(source, Segment(segment.offset + start, segment.nbytes - start))

@@ -9,15 +9,15 @@ import hashlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from obm_format.container.reader import Container
 from obm_format.container.sources import Source
 from obm_format.digest import ARTIFACT_PREFIX
-from obm_format.errors import FormatError, RegistryError, UsageError
-from obm_format.limits import MIB
-from obm_format.model import DType, SignParams, TernParams
+from obm_format.errors import FormatError, RegistryError
+from obm_format.limits import DEFAULT_LIMITS, MIB
+from obm_format.model import DType, Kind, SignParams, TernParams
 from obm_format.progress import Progress, silent
 from obm_registry.manifest.backbone import FINGERPRINT
 from obm_registry.manifest.oci import (
@@ -36,6 +36,8 @@ EXPERT_TYPE = "application/vnd.obm.expert.v1"
 EXPERT_CONFIG = "application/vnd.obm.expert.config.v1+json"
 INDEX_TYPE = "application/vnd.obm.index.v1"
 SEGMENT_TYPE = "application/vnd.obm.segment.v1"
+SHARED_TYPE = "application/vnd.obm.shared.v1"
+SHARED_ID = "io.obm.shared"
 
 _SCHEMA = "obm.expert/1"
 _CHUNK_NBYTES = MIB
@@ -73,6 +75,19 @@ class ExpertFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer with the bytes that it holds: a segment of a file."""
+
+    descriptor: Descriptor
+    source: Source
+    segment: Segment
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """Its bytes from `start` on, in chunks of at most 1 MiB."""
+        return segment_chunks(self.source, Segment(self.segment.offset + start, self.segment.nbytes - start))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertPackage:
     """What is published for an expert.
 
@@ -81,22 +96,31 @@ class ExpertPackage:
         digest: its digest.
         facts: what is listed of it.
         config: bytes of the config blob.
-        layers: each layer with the bytes of the file that it holds, in file order.
+        layers: its layers in file order, then those of the base vectors that it refers to.
     """
 
     body: bytes
     digest: str
     facts: ExpertFacts
     config: bytes
-    layers: tuple[tuple[Descriptor, Segment], ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blobs."""
+        return len(self.config) + sum(layer.segment.nbytes for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLayers:
-    """The blobs of a published expert: the index, then the segments; concatenated they are the file."""
+    """The blobs of a published expert: the index, then the segments; concatenated they are the file.
+
+    `shared` has those of the base vectors that it refers to, each a file of its own.
+    """
 
     index: Descriptor
     segments: tuple[Descriptor, ...]
+    shared: tuple[ExpertLayers, ...] = ()
 
     @property
     def artifact_id(self) -> str:
@@ -154,24 +178,30 @@ def _alphas(container: Container) -> Iterator[tuple[float, ...]]:
             yield struct.unpack(f"<{len(data) // dtype.itemsize}{'e' if dtype is DType.F16 else 'f'}", data)
 
 
-def require_self_contained(container: Container) -> None:
-    """Refuse an expert that refers to another artifact, which a pull would not bring along (obm-1 clause 6.7).
+def require_base_vector(container: Container, base: Container) -> None:
+    """Refuse what is no base vector for an expert (obm-1 clause 6.7).
 
     Raises:
-        UsageError: `usage`, naming the first.
+        FormatError: `bad_reference`: no base vector, or one of another backbone.
     """
-    for wanted in container.manifest.refs:
-        raise UsageError(
-            "usage",
-            "this version does not publish experts that need a base vector of their own",
-            where=container.id,
-            got=f"a reference to {wanted}",
-            hint="keep the folder with base.obm together, or compress without --rtvq",
+    expected, got = container.manifest.backbone.fingerprint, base.manifest.backbone.fingerprint
+    if base.manifest.kind is not Kind.RTVQ_BASE or got != expected:
+        raise FormatError(
+            "bad_reference",
+            "an artifact that the expert refers to is no base vector for its backbone",
+            where=base.id,
+            expected=f"{Kind.RTVQ_BASE.value} of {expected}",
+            got=f"{base.manifest.kind.value} of {got}",
         )
 
 
 def package_expert(
-    container: Container, source: Source, backbone: Descriptor | None, *, progress: Progress = silent
+    container: Container,
+    source: Source,
+    backbone: Descriptor | None,
+    *,
+    bases: Sequence[tuple[Container, Source]] = (),
+    progress: Progress = silent,
 ) -> ExpertPackage:
     """Build the manifest of a file; equal files on equal backbones give equal manifests.
 
@@ -180,19 +210,27 @@ def package_expert(
         source: its bytes, which are all read once.
         backbone: descriptor of the backbone's manifest in the same repository; None only where the namespace
             takes experts without it.
+        bases: the base vectors that the expert refers to, in its order, each open and with its bytes.
         progress: told how many bytes are hashed.
 
     Raises:
-        UsageError: `usage`, the expert refers to another artifact.
-        FormatError: as `facts_of`.
+        FormatError: as `facts_of`; `bad_reference` when `bases` are others than the expert refers to.
     """
-    require_self_contained(container)
+    require_references(container, [base.id for base, _ in bases])
     facts = facts_of(container)
     config = encode_json({"schema": _SCHEMA, **_shown(facts)})
-    layers: list[tuple[Descriptor, Segment]] = []
+    layers = []
     for i, segment in enumerate(cut(container)):
-        layers.append((_describe_segment(source, segment, i), segment))
+        # a stock client that pulls the layers as files gets them in an order that `cat` can join
+        title = {TITLE: f"expert.obm.{i:05d}"}
+        layers.append(_describe_segment(source, segment, SEGMENT_TYPE if i else INDEX_TYPE, title))
         progress("hash", segment.offset + segment.nbytes, facts.nbytes)
+    for base, its_source in bases:
+        require_base_vector(container, base)
+        name = base.id.removeprefix(ARTIFACT_PREFIX)
+        for i, segment in enumerate(cut(base)):
+            notes = {TITLE: f"{name}.obm.{i:05d}", SHARED_ID: base.id}
+            layers.append(_describe_segment(its_source, segment, SHARED_TYPE, notes))
     annotations = {
         "io.obm.id": facts.artifact_id,
         FINGERPRINT: facts.fingerprint,
@@ -204,7 +242,7 @@ def package_expert(
     manifest = OciManifest(
         artifact_type=EXPERT_TYPE,
         config=describe(config, EXPERT_CONFIG),
-        layers=tuple(layer for layer, _ in layers),
+        layers=tuple(layer.descriptor for layer in layers),
         subject=backbone,
         annotations=annotations,
     )
@@ -225,17 +263,34 @@ def _shown(facts: ExpertFacts) -> dict[str, object]:
     }
 
 
-def _describe_segment(source: Source, segment: Segment, ordinal: int) -> Descriptor:
+def require_references(container: Container, given: Sequence[str]) -> None:
+    """Refuse an expert whose base vectors do not come along, or others than those.
+
+    Raises:
+        FormatError: `bad_reference`.
+    """
+    wanted = list(container.manifest.refs)
+    if wanted != list(given):
+        raise FormatError(
+            "bad_reference",
+            "the base vectors are not those that the expert refers to",
+            where=container.id,
+            expected=", ".join(wanted) or "none",
+            got=", ".join(given) or "none",
+        )
+
+
+def _describe_segment(source: Source, segment: Segment, media_type: str, annotations: dict[str, str]) -> Layer:
     total = hashlib.sha256()
     for chunk in segment_chunks(source, segment):
         total.update(chunk)
-    return Descriptor(
-        media_type=SEGMENT_TYPE if ordinal else INDEX_TYPE,
+    descriptor = Descriptor(
+        media_type=media_type,
         digest=f"sha256:{total.hexdigest()}",
         size=segment.nbytes,
-        # a stock client that pulls the layers as files gets them in an order that `cat` can join
-        annotations={TITLE: f"expert.obm.{ordinal:05d}"},
+        annotations=annotations,
     )
+    return Layer(descriptor=descriptor, source=source, segment=segment)
 
 
 def segment_chunks(source: Source, segment: Segment) -> Iterator[bytes]:
@@ -272,4 +327,22 @@ def parse_layers(manifest: OciManifest) -> ExpertLayers:
         raise bad_manifest("manifest.layers[0].digest", "a SHA-256", index.digest)
     if any(layer.media_type == INDEX_TYPE for layer in others):
         raise bad_manifest("manifest.layers", "one index", "several")
-    return ExpertLayers(index=index, segments=tuple(layer for layer in others if layer.media_type == SEGMENT_TYPE))
+    return ExpertLayers(
+        index=index,
+        segments=tuple(layer for layer in others if layer.media_type == SEGMENT_TYPE),
+        shared=_shared(others),
+    )
+
+
+def _shared(layers: Sequence[Descriptor]) -> tuple[ExpertLayers, ...]:
+    """The base vectors among layers, in order: those with the same id are one file, which the id's own blob begins."""
+    groups: dict[str, list[Descriptor]] = {}
+    for layer in layers:
+        if layer.media_type == SHARED_TYPE:
+            groups.setdefault(layer.annotations.get(SHARED_ID, ""), []).append(layer)
+    if len(groups) > DEFAULT_LIMITS.refs:
+        raise bad_manifest("manifest.layers", f"at most {DEFAULT_LIMITS.refs} base vectors", len(groups))
+    for artifact_id, (first, *_) in groups.items():
+        if artifact_id.replace(ARTIFACT_PREFIX, "sha256:", 1) != first.digest:
+            raise bad_manifest(f"{SHARED_ID} of {first.digest}", "the artifact id", artifact_id)
+    return tuple(ExpertLayers(index=first, segments=tuple(rest)) for first, *rest in groups.values())

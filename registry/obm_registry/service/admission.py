@@ -17,7 +17,15 @@ from obm_format.errors import BackboneMismatch, RegistryError
 from obm_registry.catalog.rows import Blob, Repository
 from obm_registry.catalog.store import Session
 from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneFacts, BackboneTable
-from obm_registry.manifest.expert import EXPERT_TYPE, ExpertFacts, facts_of, parse_layers, require_self_contained
+from obm_registry.manifest.expert import (
+    EXPERT_TYPE,
+    ExpertFacts,
+    ExpertLayers,
+    facts_of,
+    parse_layers,
+    require_base_vector,
+    require_references,
+)
 from obm_registry.manifest.lineage import require_match
 from obm_registry.manifest.oci import Descriptor, OciManifest, bad_manifest, parse_manifest
 from obm_registry.service.backbones import is_about_backbone, read_table, unknown_backbone
@@ -72,8 +80,7 @@ def admit(registry: Registry, repository: str, manifest: OciManifest) -> Admissi
     Raises:
         RegistryError: `blob_unknown`, `bad_manifest`, `backbone_unknown`, `limit_exceeded`.
         BackboneMismatch: `backbone_mismatch`.
-        FormatError: the layers of an expert are no sound `.obm` file.
-        UsageError: `usage`, the expert refers to another artifact.
+        FormatError: the layers of an expert are no sound `.obm` file, or it comes without its base vectors.
     """
     if manifest.artifact_type not in (BACKBONE_TYPE, EXPERT_TYPE):
         return Admission()
@@ -89,7 +96,7 @@ def _admit_expert(registry: Registry, repo: Repository, manifest: OciManifest, b
     layers = parse_layers(manifest)
     source = _joined(registry, [blobs[layer.digest] for layer in layers.all], layers.artifact_id)
     with Container.open(source, expected_id=layers.artifact_id) as container:
-        require_self_contained(container)
+        _require_bases(registry, container, layers, blobs)
         facts = facts_of(container)
         try:
             require_match(container, _subject_table(registry, repo.name, manifest.subject, facts), repo.name)
@@ -99,6 +106,15 @@ def _admit_expert(registry: Registry, repo: Repository, manifest: OciManifest, b
             warnings = (str(error),) if repo.namespace.subject_policy == "warn" else ()
             return Admission(expert=facts, warnings=warnings)
     return Admission(expert=facts, has_backbone=True)
+
+
+def _require_bases(registry: Registry, container: Container, layers: ExpertLayers, blobs: dict[str, Blob]) -> None:
+    """Refuse an expert that comes without the base vectors that it refers to, or with others."""
+    require_references(container, [shared.artifact_id for shared in layers.shared])
+    for shared in layers.shared:
+        source = _joined(registry, [blobs[layer.digest] for layer in shared.all], shared.artifact_id)
+        with Container.open(source, expected_id=shared.artifact_id) as base:
+            require_base_vector(container, base)
 
 
 def _subject_table(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from registry_files import write_backbone, write_expert
+from registry_server import running_server
 from stock_registry import stock_registry
 
 
@@ -15,6 +16,13 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a stock registry, shared by the tests of a file; each takes names of its own."""
     with stock_registry(tmp_path_factory.mktemp("stock")) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """`host:port` of our own server and its administrator's token, shared likewise."""
+    with running_server(tmp_path_factory.mktemp("own") / "home") as server:
+        yield server.host, server.admin
 
 
 @pytest.fixture

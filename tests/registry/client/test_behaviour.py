@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client_parts import open_there
+from checkpoints import shifted, tiny_llama, write_checkpoint
+from client_parts import log_in, open_there
 from registry_files import write_backbone, write_expert
 
+from obm_format.compress import compress_rtvq
 from obm_format.container.reader import Container
 from obm_format.errors import BackboneMismatch, FormatError, RegistryError, UsageError
+from obm_format.verify import verify_expert
 from obm_registry.embedded import open_embedded
 from obm_registry.interface import ExpertRegistry
 from obm_registry.manifest import segments
 
-KINDS = ("embedded", "stock", "file")
+KINDS = ("embedded", "stock", "own", "file")
 _numbers = itertools.count()
 
 
@@ -38,7 +41,11 @@ def registry(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         with open_embedded(tmp_path / "home", actor="tester") as embedded:
             yield embedded
         return
-    url = f"file://{tmp_path / 'layout'}" if kind == "file" else request.getfixturevalue("stock")
+    if kind == "own":
+        url, token = request.getfixturevalue("own")
+        log_in(url, token, tmp_path)
+    else:
+        url = f"file://{tmp_path / 'layout'}" if kind == "file" else request.getfixturevalue("stock")
     with open_there(url, tmp_path) as remote:
         yield remote
 
@@ -216,7 +223,7 @@ def test_remove_a_tag(kind: str, there: ExpertRegistry, expert: Path, repository
         assert reason(caught) == "unsupported"
         return
     there.remove(f"{repository}:a")
-    assert [row.ref.partition(":")[2] for row in there.experts(repository)] == ["b"]
+    assert [row.ref.rpartition(":")[2] for row in there.experts(repository)] == ["b"]
     there.remove(f"{repository}:b")
     (row,) = there.experts(repository)
     assert "@sha256:" in row.ref
@@ -230,3 +237,64 @@ def test_log(kind: str, there: ExpertRegistry, expert: Path, repository: str) ->
         assert reason(caught) == "unsupported"
         return
     assert len(there.log(f"{repository}:a")) == 1
+
+
+# --- experts that refer to a base vector ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone `pre`, and in `out` two experts of it and the base vector that they share."""
+    folder = tmp_path_factory.mktemp("family")
+    pre = tiny_llama(0)
+    write_checkpoint(folder / "pre", pre)
+    common = shifted(pre, 100, by=0.05)
+    tuned = [write_checkpoint(folder / f"task{i}", shifted(common, i)) for i in range(2)]
+    compress_rtvq(folder / "pre", tuned, folder / "out")
+    return folder
+
+
+def test_a_base_vector_goes_along_once_and_comes_along(
+    registry: ExpertRegistry, family: Path, repository: str, tmp_path: Path
+) -> None:
+    registry.add_backbone(family / "pre", repository)
+    base = (family / "out" / "base.obm").read_bytes()
+    first = registry.push(family / "out" / "task0.obm", f"{repository}:t0")
+    second = registry.push(family / "out" / "task1.obm", f"{repository}:t1")
+    assert first.sent_bytes > len(base) > second.sent_bytes - (family / "out" / "task1.obm").stat().st_size
+    assert second.reused_bytes >= len(base)
+    (tmp_path / "pulled").mkdir()
+    registry.pull(f"{repository}:t0", tmp_path / "pulled" / "t0.obm")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "pulled").iterdir()}
+    assert files.pop("t0.obm") == (family / "out" / "task0.obm").read_bytes()
+    assert list(files.values()) == [base]
+    assert verify_expert(tmp_path / "pulled" / "t0.obm", base=family / "pre", deep=True).ok
+    other = registry.pull(f"{repository}:t1", tmp_path / "pulled" / "t1.obm")
+    assert other.received_bytes == (family / "out" / "task1.obm").stat().st_size
+
+
+def test_a_base_vector_that_is_not_at_hand_is_asked_for(
+    registry: ExpertRegistry, family: Path, repository: str, tmp_path: Path
+) -> None:
+    registry.add_backbone(family / "pre", repository)
+    alone = tmp_path / "alone" / "task0.obm"
+    alone.parent.mkdir()
+    alone.write_bytes((family / "out" / "task0.obm").read_bytes())
+    with pytest.raises(FormatError) as caught:
+        registry.push(alone, f"{repository}:t0")
+    assert (caught.value.reason, caught.value.exit_code) == ("bad_reference", 4)
+    assert "--ref" in str(caught.value)
+    registry.push(alone, f"{repository}:t0", bases=[family / "out" / "base.obm"])
+
+
+def test_a_damaged_base_vector_is_refused(
+    registry: ExpertRegistry, family: Path, repository: str, tmp_path: Path
+) -> None:
+    registry.add_backbone(family / "pre", repository)
+    for name in ("task0.obm", "base.obm"):
+        (tmp_path / name).write_bytes((family / "out" / name).read_bytes())
+    with (tmp_path / "base.obm").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    with pytest.raises(FormatError):
+        registry.push(tmp_path / "task0.obm", f"{repository}:t0")

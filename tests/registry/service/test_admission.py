@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from checkpoints import shifted, tiny_llama, write_checkpoint
 from registry_files import REPOSITORY, registry_with_backbone, write_backbone, write_expert
 
+from obm_format.compress import compress_rtvq
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
 from obm_format.errors import ObmError
@@ -19,7 +21,15 @@ from obm_registry.catalog.store import open_catalog
 from obm_registry.embedded import open_embedded
 from obm_registry.manifest import segments
 from obm_registry.manifest.backbone import backbone_descriptor
-from obm_registry.manifest.expert import EXPERT_CONFIG, ExpertPackage, package_expert, segment_chunks
+from obm_registry.manifest.expert import (
+    EXPERT_CONFIG,
+    SHARED_ID,
+    SHARED_TYPE,
+    ExpertPackage,
+    package_expert,
+    require_base_vector,
+    segment_chunks,
+)
 from obm_registry.manifest.oci import Descriptor, OciManifest, describe, encode_manifest, parse_manifest
 from obm_registry.service.blobs import put_blob
 from obm_registry.service.lookup import list_backbones, list_experts
@@ -65,8 +75,8 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     source = PathSource(file)
     with Container.open(source) as container:
         package = package_expert(container, source, subject)
-        for layer, segment in package.layers:
-            put_blob(registry, REPOSITORY, segment_chunks(source, segment), layer.digest)
+        for layer in package.layers:
+            put_blob(registry, REPOSITORY, layer.chunks(), layer.descriptor.digest)
     put_config(registry, package.config)
     yield Door(registry, package, subject)
     catalog.close()
@@ -131,9 +141,9 @@ def test_backbone_of_another_repository_does_not_count(door: Door, tmp_path: Pat
     with open_embedded(tmp_path / "home") as embedded:
         embedded.add_backbone(tmp_path / "base", "other/tiny")
     package = door.package
-    for layer, segment in package.layers:
-        chunks = segment_chunks(PathSource(tmp_path / "x.obm"), segment)
-        put_blob(door.registry, "third/tiny", chunks, layer.digest)
+    for layer in package.layers:
+        chunks = segment_chunks(PathSource(tmp_path / "x.obm"), layer.segment)
+        put_blob(door.registry, "third/tiny", chunks, layer.descriptor.digest)
     put_blob(door.registry, "third/tiny", [package.config], describe(package.config, "x").digest)
     with pytest.raises(ObmError) as caught:
         put_manifest(door.registry, "third/tiny", package.body, change=CHANGE)
@@ -145,8 +155,8 @@ def test_expert_of_another_backbone_is_refused(door: Door, tmp_path: Path) -> No
     source = PathSource(file)
     with Container.open(source) as container:
         package = package_expert(container, source, door.subject)
-        for layer, segment in package.layers:
-            put_blob(door.registry, REPOSITORY, segment_chunks(source, segment), layer.digest)
+        for layer in package.layers:
+            put_blob(door.registry, REPOSITORY, layer.chunks(), layer.descriptor.digest)
     put_config(door.registry, package.config)
     assert door.refusal(parse_manifest(package.body)) == "backbone_mismatch"
 
@@ -171,3 +181,68 @@ def test_push_into_a_namespace_that_takes_all_needs_no_backbone(door: Door, tmp_
     with open_embedded(tmp_path / "home") as embedded:
         (warning,) = embedded.push(tmp_path / "x.obm", "free/tiny:chat").warnings
     assert "backbone" in warning
+
+
+# --- experts that refer to a base vector --------------------------------------------------------------------
+
+
+@dataclass
+class RtvqDoor:
+    """A registry that holds a backbone and all blobs of an expert and of its base vector."""
+
+    registry: Registry
+    package: ExpertPackage
+
+    def refusal(self, layers: Sequence[Descriptor]) -> str:
+        body = encode_manifest(with_layers(parse_manifest(self.package.body), layers))
+        with pytest.raises(ObmError) as caught:
+            put_manifest(self.registry, REPOSITORY, body, change=CHANGE)
+        return caught.value.reason
+
+
+@pytest.fixture
+def rtvq(tmp_path: Path) -> Iterator[RtvqDoor]:
+    pre = tiny_llama(0)
+    write_checkpoint(tmp_path / "pre", pre)
+    compress_rtvq(tmp_path / "pre", [write_checkpoint(tmp_path / "tuned", shifted(pre, 1))], tmp_path / "out")
+    with open_embedded(tmp_path / "home", actor="tester") as embedded:
+        embedded.add_backbone(tmp_path / "pre", REPOSITORY)
+    catalog = open_catalog(tmp_path / "home" / "registry.sqlite3")
+    registry = Registry(catalog=catalog, blobs=LocalBlobs(tmp_path / "home" / "data"))
+    (row,) = list_backbones(registry)
+    source, base_source = (PathSource(tmp_path / "out" / f"{name}.obm") for name in ("tuned", "base"))
+    with Container.open(source) as container, Container.open(base_source) as base:
+        subject = backbone_descriptor(row.manifest_digest, row.manifest_nbytes)
+        package = package_expert(container, source, subject, bases=[(base, base_source)])
+        for layer in package.layers:
+            put_blob(registry, REPOSITORY, layer.chunks(), layer.descriptor.digest)
+    put_config(registry, package.config)
+    yield RtvqDoor(registry, package)
+    catalog.close()
+
+
+def test_expert_with_its_base_vector_is_admitted(rtvq: RtvqDoor) -> None:
+    put_manifest(rtvq.registry, REPOSITORY, rtvq.package.body, change=CHANGE)
+    (row,) = list_experts(rtvq.registry)
+    assert row.facts == rtvq.package.facts
+
+
+def test_expert_without_its_base_vector_or_with_another_is_refused(rtvq: RtvqDoor) -> None:
+    layers = [layer.descriptor for layer in rtvq.package.layers]
+    own = [layer for layer in layers if layer.media_type != SHARED_TYPE]
+    shared = [layer for layer in layers if layer.media_type == SHARED_TYPE]
+    assert rtvq.refusal(own) == "bad_reference"
+    assert rtvq.refusal([*own, *shared[:-1]]) == "truncated"
+    assert rtvq.refusal([*own, *reversed(shared)]) == "bad_manifest"
+    wrong = [dataclasses.replace(layer, annotations={SHARED_ID: f"obm1-{own[0].digest}"}) for layer in own]
+    as_base = [dataclasses.replace(layer, media_type=SHARED_TYPE) for layer in wrong]
+    assert rtvq.refusal([*own, *shared, *as_base]) == "bad_reference"
+    assert rtvq.refusal([*own, *as_base]) == "bad_reference"
+    bare = [dataclasses.replace(layer, annotations={}) for layer in shared]
+    assert rtvq.refusal([*own, *bare]) == "bad_manifest"
+
+
+def test_another_artifact_under_the_name_of_a_base_vector_is_refused(rtvq: RtvqDoor, tmp_path: Path) -> None:
+    with Container.open(str(tmp_path / "out" / "tuned.obm")) as container, pytest.raises(ObmError) as caught:
+        require_base_vector(container, container)
+    assert caught.value.reason == "bad_reference"

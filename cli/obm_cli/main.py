@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "log": "Show how a tag moved.",
     "rm": "Remove a tag or a published expert.",
     "yank": "Mark a published expert as not to be used.",
+    "sign": "Sign an expert, or make a key to sign with.",
     "login": "Store a token for a registry.",
     "cache": "Show, shrink and check the cache of pulled experts.",
     "gc": "Delete stored bytes that nothing refers to.",

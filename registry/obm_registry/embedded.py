@@ -22,6 +22,7 @@ from obm_registry.catalog.rows import BackboneRow, Manifest
 from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
+from obm_registry.manifest.attached import attach
 from obm_registry.manifest.backbone import BackbonePackage, package_checkpoint
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
@@ -29,7 +30,16 @@ from obm_registry.manifest.expert import (
     package_expert,
     parse_layers,
 )
-from obm_registry.manifest.oci import digest_of, parse_manifest
+from obm_registry.manifest.oci import Descriptor, digest_of, parse_manifest
+from obm_registry.manifest.signature import (
+    MAX_NBYTES,
+    MAX_SIGNATURES,
+    SIGNATURE_LAYER,
+    SIGNATURE_TYPE,
+    require_signs,
+    signatures_for,
+    write_signatures,
+)
 from obm_registry.refs import Ref, parse_ref
 from obm_registry.service import backbones, blobs, listing, lookup, publish, tags
 from obm_registry.service.collect import DEFAULT_GRACE_S, Collected, collect
@@ -181,6 +191,8 @@ class EmbeddedRegistry:
             package = package_expert(container, source, backbone, bases=opened, progress=progress)
             self._check_tag(where, package.digest, change)
             sent, published = self._publish_expert(where, package, change, progress)
+        for signature in signatures_for(Path(file), package.facts.artifact_id):
+            self.add_signature(str(where), signature)
         return reports.Transfer(
             ref=str(where),
             manifest_digest=package.digest,
@@ -275,6 +287,8 @@ class EmbeddedRegistry:
                 path,
                 progress=progress,
             )
+        if signatures := self.signatures(ref):
+            write_signatures(Path(out), signatures)
         warnings = (f"{where} was withdrawn: {found.yank_reason or 'no reason given'}",) if found.yanked_at else ()
         return reports.Transfer(
             ref=str(where),
@@ -286,6 +300,43 @@ class EmbeddedRegistry:
             seconds=time.perf_counter() - began,
             warnings=warnings,
         )
+
+    # --- signatures -----------------------------------------------------------------------------------------
+
+    def signatures(self, ref: str) -> list[bytes]:
+        """The signatures of an expert, whether they hold or not.
+
+        Raises:
+            RegistryError: `not_found`.
+            UsageError: `bad_ref`.
+        """
+        where, found = self._find(ref)
+        rows = lookup.list_referrers(
+            self._registry, where.repository, found.digest, artifact_type=SIGNATURE_TYPE, limit=MAX_SIGNATURES
+        )
+        layers = [layer for row in rows for layer in parse_manifest(row.body, media_type=row.media_type).layers[:1]]
+        return sorted(
+            b"".join(blobs.read_blob(self._registry, where.repository, layer.digest))
+            for layer in layers
+            if layer.media_type == SIGNATURE_LAYER and layer.size <= MAX_NBYTES
+        )
+
+    def add_signature(self, ref: str, signature: bytes) -> reports.Named:
+        """Publish a signature of an expert; the same again changes nothing.
+
+        Raises:
+            RegistryError: `not_found`; `bad_signature` when it is about something else.
+            UsageError: `bad_ref`.
+        """
+        where, found = self._find(ref)
+        manifest = parse_manifest(found.body, media_type=found.media_type)
+        require_signs(signature, parse_layers(manifest).artifact_id)
+        subject = Descriptor(media_type=manifest.media_type, digest=found.digest, size=len(found.body))
+        package = attach(subject, SIGNATURE_TYPE, [(SIGNATURE_LAYER, signature)], {})
+        for row, data in package.blobs:
+            self._send(where.repository, row.digest, [data])
+        publish.put_manifest(self._registry, where.repository, package.body, change=tags.TagChange(actor=self._actor))
+        return reports.Named(ref=str(where), manifest_digest=package.digest)
 
     # --- listing, tags, removal -----------------------------------------------------------------------------
 

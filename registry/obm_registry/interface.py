@@ -81,6 +81,16 @@ class ExpertRegistry(Protocol):
             FormatError: the segments are no `.obm` file.
         """
 
+    def signatures(self, ref: str) -> list[bytes]:
+        """The signatures of an expert, whether they hold or not."""
+
+    def add_signature(self, ref: str, signature: bytes) -> reports.Named:
+        """Publish a signature of an expert; the same again changes nothing.
+
+        Raises:
+            RegistryError: `bad_signature` when it is about something else.
+        """
+
     def experts(self, ref: str | None = None) -> list[reports.ListedExpert]:
         """The experts of the registry, of a repository, or the one that a reference names."""
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
-from obm_cli import output
-from obm_cli.registry import expert_source, registry_option
+from obm_cli import output, settings
+from obm_cli.registry import expert_source, open_registry, registry_option
+from obm_format.container.reader import Defect
 from obm_format.errors import FormatError, ObmError
-
-if TYPE_CHECKING:
-    from obm_format.container.reader import Defect
 
 
 @click.command("verify")
@@ -24,6 +22,11 @@ if TYPE_CHECKING:
     help="The base vector that an rtvq expert refers to [default: looked for beside it]; repeatable.",
 )  # fmt: skip
 @click.option("--id", "expected_id", metavar="ID", help="The artifact id that the file must have.")
+@click.option("--signature", is_flag=True, help="Also ask for the signature of a trusted key.")
+@click.option(
+    "--key", "keys", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    help="Public keys to trust, instead of those in trusted_keys in OBM_HOME; implies --signature; repeatable.",
+)  # fmt: skip
 @registry_option
 @output.json_option
 @click.pass_context
@@ -34,6 +37,8 @@ def command(
     deep: bool,
     refs: tuple[str, ...],
     expected_id: str | None,
+    signature: bool,
+    keys: tuple[Path, ...],
     registry: str | None,
     as_json: bool,
 ) -> None:
@@ -49,6 +54,12 @@ def command(
     path = expert_source(expert, registry)
     with output.progress_bar() as progress:
         result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, refs=refs, progress=progress)
+    signed_by: list[str] = []
+    if (signature or keys) and result.id is not None:
+        signed_by = _signers(expert, result.id, keys, registry)
+        if not signed_by:
+            unsigned = Defect(reason="bad_signature", where=result.id, detail="no signature of a trusted key holds")
+            result = dataclasses.replace(result, defects=[*result.defects, unsigned])
 
     def human() -> None:
         for defect in result.defects:
@@ -56,18 +67,35 @@ def command(
         if result.ok:
             output.say(f"{path}: sound ({result.level})")
             output.say(f"  id  {result.id}")
+            for name in signed_by:
+                output.say(f"  signed by  {output.printable(name)}")
         else:
             output.say(f"{path}: {len(result.defects)} defects")
 
-    payload = {
+    payload: dict[str, object] = {
         "ok": result.ok,
         "id": result.id,
         "level": result.level,
         "defects": [dataclasses.asdict(defect) for defect in result.defects],
     }
+    if signature or keys:
+        payload["signed_by"] = signed_by
     output.emit("verify", payload, as_json=as_json, human=human)
     if not result.ok:
         ctx.exit(_exit_code(result.defects))
+
+
+def _signers(expert: str, artifact_id: str, keys: tuple[Path, ...], registry: str | None) -> list[str]:
+    """Whose trusted keys signed; signatures are looked for where the expert is."""
+    from obm_registry.manifest.signature import read_signatures, read_trusted, signers
+
+    trusted = [key for path in keys or (settings.home() / "trusted_keys",) for key in read_trusted(path)]
+    if expert.endswith(".obm") or Path(expert).exists():
+        found = read_signatures(Path(expert))
+    else:
+        with open_registry(registry, expert) as there:
+            found = there.signatures(expert)
+    return signers(artifact_id, found, trusted)
 
 
 def _exit_code(defects: list[Defect]) -> int:

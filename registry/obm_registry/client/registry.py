@@ -7,17 +7,18 @@ unasked. What is told of an expert that somebody else pushed is what its manifes
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
 from obm_format.errors import RegistryError, UsageError
 from obm_format.progress import Progress, silent
 from obm_registry import reports
+from obm_registry.client.attachments import publish_attached, read_signatures
 from obm_registry.client.cache import Cache
 from obm_registry.client.history import History
 from obm_registry.client.listing import BACKBONE_TAG, find_table, list_backbone, list_experts, require_room
@@ -36,8 +37,16 @@ from obm_registry.manifest.expert import (
 )
 from obm_registry.manifest.lineage import require_match
 from obm_registry.manifest.oci import IMAGE_MANIFEST, Descriptor, digest_of, parse_manifest
+from obm_registry.manifest.signature import (
+    SIGNATURE_LAYER,
+    SIGNATURE_TYPE,
+    require_signs,
+    signatures_for,
+    write_signatures,
+)
 from obm_registry.refs import Ref, parse_ref
 
+T = TypeVar("T")
 _ATTEMPTS = 3
 
 
@@ -146,6 +155,8 @@ class ClientRegistry:
             package = package_expert(container, source, subject, bases=opened, progress=progress)
             rule = require_room(self._store, where, package.digest, move=move)
             sent, warnings = self._publish(where.repository, package, rule, progress)
+        for signature in signatures_for(Path(file), package.facts.artifact_id):
+            self.add_signature(str(where), signature)
         return reports.Transfer(
             ref=str(where),
             manifest_digest=package.digest,
@@ -203,13 +214,17 @@ class ClientRegistry:
         """Write an expert to a file; see `ExpertRegistry.pull`."""
         began = time.perf_counter()
         where, found, layers = self._find_expert(ref)
-        withdrawn = self._withdrawn(where.repository, found.digest)
+        withdrawn = self._told(lambda: is_withdrawn(self._store, where.repository, found.digest), "")
         received = reused = 0
+        none: list[bytes] = []
+        signatures = self._told(lambda: read_signatures(self._store, where.repository, found.digest), none)
         for path, one in missing_files(layers, Path(out)).items():
             held = self._cache.hold(one, partial(self._store.read_blob, where.repository), progress)
             received, reused = received + held.received, reused + held.reused
             if path != held.path:
                 copy_file(held.path, path)
+        if signatures:
+            write_signatures(Path(out), signatures)
         warnings = (f"{where} was withdrawn: {withdrawn}",) if withdrawn else ()
         return reports.Transfer(
             ref=str(where),
@@ -222,14 +237,14 @@ class ClientRegistry:
             warnings=tuple(dict.fromkeys((*found.warnings, *warnings))),
         )
 
-    def _withdrawn(self, repository: str, digest: str) -> str:
-        """Why an expert was withdrawn; a registry that gives no list of referrers does not stop a pull."""
+    def _told(self, ask: Callable[[], T], otherwise: T) -> T:
+        """What refers to an expert; a registry that gives no list of referrers does not stop a pull."""
         try:
-            return is_withdrawn(self._store, repository, digest)
+            return ask()
         except RegistryError as error:
             if error.reason == "network":
                 raise
-            return ""
+            return otherwise
 
     def _find_expert(self, ref: str) -> tuple[Ref, FoundManifest, ExpertLayers]:
         where = self._parse(ref)
@@ -239,6 +254,21 @@ class ClientRegistry:
         layers = parse_layers(manifest)
         self._cache.remember(self._store.name, where.repository, target, found.body)
         return where, found, layers
+
+    # --- signatures -----------------------------------------------------------------------------------------
+
+    def signatures(self, ref: str) -> list[bytes]:
+        """The signatures of an expert; see `ExpertRegistry.signatures`."""
+        where, found, _ = self._find_expert(ref)
+        return read_signatures(self._store, where.repository, found.digest)
+
+    def add_signature(self, ref: str, signature: bytes) -> reports.Named:
+        """Publish a signature of an expert; see `ExpertRegistry.add_signature`."""
+        where, found, layers = self._find_expert(ref)
+        require_signs(signature, layers.artifact_id)
+        layer = [(SIGNATURE_LAYER, signature)]
+        digest = publish_attached(self._store, where.repository, found, SIGNATURE_TYPE, layer, {})
+        return reports.Named(ref=str(where), manifest_digest=digest)
 
     # --- listing, tags, removal -----------------------------------------------------------------------------
 

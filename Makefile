@@ -12,7 +12,7 @@ ALONE   = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= expert messages checkpoint
 
-.PHONY: help setup demo test test-slow fuzz check lint types arch vectors wheel clean
+.PHONY: help setup demo test test-slow test-gpu fuzz check lint types arch vectors wheel clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -49,6 +49,9 @@ $(VENV)/.fuzz: $(VENV)/.dev
 fuzz: $(VENV)/.fuzz  ## fuzz everything that parses bytes, FUZZ_SECONDS=60 each; findings go to build/fuzz
 	@for target in $(FUZZ_TARGETS); do \
 		$(ALONE) $(BIN)/python -m fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
+test-gpu: $(VENV)/.dev  ## the kernels' suite on the first GPU, against the normative kernels; install a torch with CUDA first
+	$(ALONE) OBM_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -m "" tests/kernels tests/device
 
 check: lint types arch vectors wheel  ## lint, types, layers, dependencies, vectors, wheel
 

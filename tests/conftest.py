@@ -1,4 +1,8 @@
-"""For the whole suite: under `OBM_CI=1` a skip is a failure, because a missing component would hide there."""
+"""For the whole suite.
+
+Under `OBM_CI=1` a skip is a failure, because a missing component would hide there. GPU kernels run in Triton's
+interpreter on the CPU, unless `OBM_TEST_DEVICE=cuda` (`make test-gpu`) sends them to a device.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from typing import Any
 
 import pytest
 
+if not os.environ.get("OBM_TEST_DEVICE", "cpu").startswith("cuda"):
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
@@ -16,4 +23,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.skipped and os.environ.get("OBM_CI") == "1":
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped under OBM_CI=1: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for a whole file."""
+    report = yield
+    if report.skipped and os.environ.get("OBM_CI") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped under OBM_CI=1: {report.longrepr}"
     return report

@@ -30,7 +30,11 @@ def test_format_package_import_loads_nothing_heavy() -> None:
 
 def test_format_core_runs_without_torch_and_sql() -> None:
     code = "import obm_format.expert, obm_format.compress, obm_format.merge, obm_format.verify, obm_format.loader"
-    assert not loaded_after(code) & {"torch", "transformers", "boto3", "sqlalchemy", "httpx"}
+    assert not loaded_after(code) & {"torch", "triton", "transformers", "boto3", "sqlalchemy", "httpx"}
+
+
+def test_device_loads_neither_torch_nor_triton_before_it_is_asked_for_kernels() -> None:
+    assert not loaded_after("import obm_format.device") & {"torch", "triton", "numpy"}
 
 
 def test_embedded_registry_runs_without_torch() -> None:

@@ -43,7 +43,8 @@ from obm_format.kernels.contract import (
 )
 from obm_format.kernels.cpu_elements import BF16, F16, F32
 from obm_format.kernels.cpu_lanes import WORD
-from obm_format.kernels.reference import SUM_BLOCK, ReferenceKernels
+from obm_format.kernels.reference import ReferenceKernels
+from obm_format.kernels.runs import Int64, add_in_order, are_on_bytes, split_groups
 from obm_format.kernels.words import Float32, Words, cast
 from obm_format.model import DType
 
@@ -55,7 +56,6 @@ _TABLE_WORTH = 4  # columns per entry from which on a table of shifts pays
 _ALL_COLUMNS = 1 << 60  # a group that no row of columns exceeds
 _NO_WEIGHTS = np.empty(0, np.float32)
 _Result = TypeVar("_Result")
-Int64 = npt.NDArray[np.int64]
 
 
 class NumbaKernels:
@@ -82,14 +82,14 @@ class NumbaKernels:
     def group_sums(self, d: Float32, bounds: Bounds) -> tuple[Float64, Float64]:
         """See `Kernels.group_sums`."""
         check_groups(d, bounds)
-        groups, runs = _runs(bounds)
+        groups, runs = split_groups(bounds)
         address = d.ctypes.data
 
         def work(start: int, stop: int) -> None:
             sums.sum_runs(address, runs, start, stop)
 
         self._share(len(groups), d.size, work)
-        return _add_in_order(runs, groups, len(bounds) - 1)
+        return add_in_order(runs, groups, len(bounds) - 1)
 
     def pack_signs(self, d: Float32) -> Bits:
         """See `Kernels.pack_signs`."""
@@ -109,9 +109,9 @@ class NumbaKernels:
     ) -> tuple[Bits, Float64, Float64]:
         """See `Kernels.pack`."""
         check_pack(tuned, tuned_dtype, base, base_dtype, bounds)
-        groups, runs = _runs(bounds)
+        groups, runs = split_groups(bounds)
         rows, cols = base.shape
-        if not base.size or not _on_bytes(runs, cols):  # groups that begin within a byte are rare
+        if not base.size or not are_on_bytes(runs, cols):  # groups that begin within a byte are rare
             d = self.subtract(tuned, tuned_dtype, base, base_dtype)
             return self.pack_signs(d), *self.group_sums(d.reshape(-1), bounds)
         bits = np.empty((rows, -(-cols // 8)), np.uint8)
@@ -122,7 +122,7 @@ class NumbaKernels:
             sums.pack_runs(pair, runs, start, stop)
 
         self._share(len(groups), base.size, work)
-        return bits, *_add_in_order(runs, groups, len(bounds) - 1)
+        return bits, *add_in_order(runs, groups, len(bounds) - 1)
 
     def sign_values(self, operand: SignOperand) -> Float32:
         """See `Kernels.sign_values`."""
@@ -383,29 +383,3 @@ def _is_mixed(shifting: Sequence[Operand], others: int, planes: Int64) -> bool:
     signs = [o for o in shifting if isinstance(o, SignOperand)]
     one_each = others == 2 and len(exact) == 1 and len(signs) == len(shifting) - 1
     return one_each and len(planes) == len(signs) and bool((planes[:, loops.GROUP] == _ALL_COLUMNS).all())
-
-
-def _runs(bounds: Bounds) -> tuple[Int64, sums.Runs]:
-    """The blocks of all groups, and the group of each (obm-1 clause 11.3)."""
-    sizes = np.diff(bounds)
-    counts = -(-sizes // SUM_BLOCK)
-    groups = np.repeat(np.arange(len(sizes)), counts)
-    within = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
-    begins = bounds[:-1][groups] + within * SUM_BLOCK
-    ends = np.minimum(begins + SUM_BLOCK, bounds[1:][groups])
-    return groups, sums.Runs(begins, ends, np.empty(len(groups)), np.empty(len(groups)))
-
-
-def _on_bytes(runs: sums.Runs, cols: int) -> bool:
-    """Whether no two runs share a byte of the sign bits, and each run's bytes follow one another without a pad."""
-    begins, ends = runs.begins % cols, runs.ends % cols
-    is_whole = cols % 8 == 0 or bool((begins + (runs.ends - runs.begins) <= cols).all())
-    return is_whole and not (begins % 8).any() and not (ends % 8).any()
-
-
-def _add_in_order(runs: sums.Runs, groups: Int64, count: int) -> tuple[Float64, Float64]:
-    """The sums of each group's blocks, added one after the other, starting from 0."""
-    s1, s2 = np.zeros(count), np.zeros(count)
-    np.add.at(s1, groups, runs.s1)
-    np.add.at(s2, groups, runs.s2)
-    return s1, s2

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba.np.numpy_support import carray
 
 from obm_format.kernels.cpu_compile import kernel, step
@@ -39,20 +38,6 @@ class Pair(NamedTuple):
     base_kind: int
     bits: int
     cols: int
-
-
-class Runs(NamedTuple):
-    """Which elements make up each run, and where its sums of |d| and d*d go.
-
-    Args:
-        begins, ends: first element, and the one behind the last, in the flat array.
-        s1, s2: the sums, written.
-    """
-
-    begins: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
-    s1: npt.NDArray[np.float64]
-    s2: npt.NDArray[np.float64]
 
 
 @step

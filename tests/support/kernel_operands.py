@@ -9,13 +9,18 @@ from obm_format.kernels import Kernels, ReferenceKernels, SignOperand
 from obm_format.kernels.words import Float32, Words, from_float32
 from obm_format.model import DType
 
-IMPLEMENTATIONS = ("reference", "numba", "numba-3-threads")
+IMPLEMENTATIONS = ("reference", "numba", "numba-3-threads", "triton")
 
 
 def make_kernels(name: str) -> Kernels:
-    """The implementation of that name; skips the test where numba is not installed."""
+    """The implementation of that name; skips the test where what it needs is not installed."""
     if name == "reference":
         return ReferenceKernels()
+    if name == "triton":
+        pytest.importorskip("triton", reason="the GPU kernels need triton")
+        from device_kernels import device_kernels
+
+        return device_kernels()
     pytest.importorskip("numba", reason="the fast kernels need numba")
     from obm_format.kernels import cpu
 

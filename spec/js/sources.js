@@ -18,7 +18,8 @@ export class BytesSource {
 }
 
 export class HttpSource {
-  constructor(url, fetchRange = fetch) {
+  // `fetch` is not taken as it is: a browser's does not run as a method of something else.
+  constructor(url, fetchRange = (...request) => fetch(...request)) {
     this.url = url;
     this.fetchRange = fetchRange;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from vector_tensors import (
     Counterpart,
     added,
     affine,
+    f32,
     pack,
     random_dense,
     raw_delta,
@@ -32,7 +34,12 @@ def edge_backbones() -> dict[str, Backbone]:
     ties = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 2**-25, 3 * 2**-26, 2**-14 - 2**-25, 65519.0, -0.0]
     ties += [1 + 2**-11 + 2**-23, -(1 + 2**-11), 2**-24 * 1.5, 2**-24 * 2.5, 0.0]
     names = ["+", "-", ".x", "0", ":", "A", "_", "a", "a+", "a-b", "a.b", "a/b", "aa", "z" * 512]
+    half = pack("BF16", [1.0, 0.02, 0.06, 0.5, 0.001])
+    worked = {
+        name: Dense(dtype="F32", shape=shape, data=bytes(4 * math.prod(shape))) for name, shape in _WORKED.items()
+    }
     return {
+        "worked": worked | {"n16": Dense(dtype="BF16", shape=[5], data=half)},
         "deep": {"w": random_dense("deep", "BF16", [2, 1, 3, 1, 1, 2, 1, 2])},
         "far": {"w": Dense(dtype="F32", shape=[2], data=pack("F32", [3e38, 1.0]))},
         "hollow": {f"{i}": Dense(dtype="F32", shape=shape, data=b"") for i, shape in enumerate(_HOLLOW)},
@@ -44,6 +51,8 @@ def edge_backbones() -> dict[str, Backbone]:
 
 
 _HOLLOW = [[0], [0, 4], [2, 0, 3], [0, 4], [0, 2**40], [3, 0]]
+_WORKED = {"n1": [2, 2], "n3": [4], "n4": [3, 9], "n5": [4], "n7": [4], "n15": [2, 2], "q5": [3], "q6": [3]}
+_WORKED |= {f"w{bits}": [5] for bits in (2, 3, 4, 8)}
 EDGES = edge_backbones()
 
 
@@ -108,7 +117,22 @@ def _numbers() -> Iterator[tuple[str, str, str, Draft]]:
     yield "rounded-twice", "9.3", "ties", Draft(backbone=ties, tensors=[small])
     tuned = pack("F32", [FLT_MAX / 2, -(2.0**-149)])
     largest = Draft(backbone=near, tensors=[xdelta(Counterpart(near, "w"), tuned)])
+    yield "worked-numbers", "11.3", "worked", _worked()
     yield "largest-difference", "9.2", "near", largest
+
+
+def _worked() -> Draft:
+    """Numbers that can be followed by hand; `tests/spec/test_numeric_cases.py` has what comes out."""
+    worked = EDGES["worked"]
+    shifts = {"n1": [0.5, -0.25, 0.0, -1.25], "n3": [-0.0, 0.0, -1.0, 1.0], "n4": [1.0] * 27, "n5": [f32(0.1)] * 4}
+    shifts |= {"n7": [f32(1e-6)] * 4, "n15": [1.0, -1.0, 3.0, -3.0], "n16": [f32(2e-4)] * 5}
+    rows: Json = {"n15": {"alpha": "row"}, "n16": {"alpha_dtype": "F32"}}
+    tensors = [sign1(Counterpart(worked, name), d, **rows.get(name, {})) for name, d in shifts.items()]
+    x = [-1.0, f32(-0.2), 0.0, 0.5, 2.0]
+    tensors += [affine(Counterpart(worked, f"w{bits}"), x, bits) for bits in (2, 3, 4, 8)]
+    tensors += [affine(Counterpart(worked, "q5"), [-2.0, -1.25, -1.0], 2)]
+    tensors += [affine(Counterpart(worked, "q6"), [f32(0.3)] * 3, 3)]
+    return Draft(backbone=worked, tensors=sorted(tensors, key=_name))
 
 
 def _frames() -> Iterator[tuple[str, str, str, Draft]]:

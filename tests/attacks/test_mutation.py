@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from container_files import header_nbytes, sample, small
@@ -75,3 +76,37 @@ def test_random_bytes_in_the_header_refused_or_another_artifact() -> None:
         found = outcome(bytes(data))
         assert found in INTEGRITY or found.startswith("obm1-sha256:")
         assert found != right or bytes(data) == sample()
+
+
+VECTORS = Path(__file__).resolve().parents[2] / "spec" / "vectors" / "valid"
+SMALL = sorted(path.stem for path in VECTORS.glob("*.obm") if path.stat().st_size < 4096)
+
+
+def mutations(data: bytes, at: int) -> tuple[bytes, ...]:
+    """The file with the byte `at` changed, taken away, and with another before it."""
+    flipped = bytes([data[at] ^ 1 << at % 8])
+    return data[:at] + flipped + data[at + 1 :], data[:at] + data[at + 1 :], data[:at] + flipped + data[at:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_every_byte_of_a_vector_changed_removed_and_inserted(name: str) -> None:
+    """What is accepted is another artifact, so that none is accepted by who knows the id."""
+    data = (VECTORS / f"{name}.obm").read_bytes()
+    right, head = outcome(data), header_nbytes(data)
+    assert right.startswith("obm1-sha256:")
+    for at in range(len(data)):
+        for changed in mutations(data, at):
+            found = outcome(changed)
+            assert found in INTEGRITY or (at < head and found.startswith("obm1-sha256:") and found != right), at
+
+
+@pytest.mark.parametrize("name", SMALL[::7])
+def test_some_bytes_of_a_vector_changed_removed_and_inserted(name: str) -> None:
+    data = (VECTORS / f"{name}.obm").read_bytes()
+    right, head = outcome(data), header_nbytes(data)
+    for at in range(0, len(data), 31):
+        for changed in mutations(data, at):
+            found = outcome(changed)
+            assert found in INTEGRITY or (at < head and found.startswith("obm1-sha256:") and found != right), at
+            assert outcome(changed, right) in INTEGRITY, at

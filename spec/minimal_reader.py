@@ -14,16 +14,16 @@ import struct
 import sys
 from hashlib import sha256
 from io import BytesIO
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-START = b'{"__metadata__":{"format":"obm","obm_version":"'  # 2.4
-WIDTH = {"F8_E4M3": 1, "F8_E5M2": 1, "U8": 1, "I8": 1, "BOOL": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}  # 1.2
-WIDTH |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
-EXPONENT = {"F16": (10, 0x1F), "BF16": (7, 0xFF), "F32": (23, 0xFF)}  # 6.9: shift and mask
-FLOATS, POOLS, CUT, MEBI = set(EXPONENT), ("digests", "alphas", "frames", "sums"), 2**21, 2**20
+START, CUT, MEBI = b'{"__metadata__":{"format":"obm","obm_version":"', 2**21, 2**20  # 2.4, 8.2, 8.3
+POOLS = ("digests", "alphas", "frames", "sums")  # 7.3
+SIZES = {1: "BOOL U8 I8 F8_E4M3 F8_E5M2", 2: "U16 I16 F16 BF16", 4: "U32 I32 F32", 8: "U64 I64 F64"}  # 1.2
+WIDTH = {dtype: width for width, dtypes in SIZES.items() for dtype in dtypes.split()}
+EXPONENT = {"F16": (10, 0x1F), "BF16": (7, 0xFF), "F32": (23, 0xFF)}  # 6.9: shift and mask, of dtypes to compute with
 # Fields of each object (5.1, 5.2, 6.5): a type where the field is required, (type,) where it is optional, or a default.
 MANIFEST = {"alias": [], "attach": [], "backbone": dict, "ext": {}, "kind": str, "pools": {}, "position": "none"}
 MANIFEST |= {"prefix": (dict,), "refs": [], "removed": [], "requires": [], "router": (dict,), "task": ""}
@@ -31,10 +31,11 @@ RECORD = {"base": (dict,), "dtype": str, "encoding": str, "mode": "delta", "name
 BACKBONE = {"architecture": "", "fingerprint": str, "n_params": int, "n_tensors": int}
 POOL, FILE, PREFIX = {"nbytes": int, "sha256": str}, {"name": str, "nbytes": int}, {"side": str, "text": str}
 ALPHA = {"alpha": "matrix", "alpha_dtype": "F16", "blocks": (list,), "gain": "1", "group": (int,), "rule": "mean"}
-BITS, ROWS = {"bits": int, "rows": (int,)}, {"rows": (int,)}
+BITS, ROWS, ZSTD = {"bits": int, "rows": (int,)}, {"rows": (int,)}, {"zstd_nbytes": (int,)}
 PARAMS: dict[str, dict[str, Any]] = {"zero": {}, "sign1": ALPHA | ROWS | {"planes": 1}, "tern1": ALPHA | ROWS}
-PARAMS |= {"affine": BITS, "rtvq": BITS | {"ref": 0}, "sparse": {"nnz": int}, "raw": {"zstd_nbytes": (int,)}}
-PARAMS |= {"xdelta": {"bucket": False, "zstd_nbytes": int}}  # `value_dtype` is added where the mode has it
+PARAMS |= {"raw": ZSTD, "affine": BITS, "rtvq": BITS | {"ref": 0}, "sparse": {"nnz": int}}  # and value_dtype, see below
+PARAMS |= {"xdelta": {"bucket": False, "zstd_nbytes": int}}
+UNSET = {"alpha": "", "alpha_dtype": "F32", "bits": 0, "nnz": 0, "planes": 1, "ref": -1} | dict.fromkeys(ROWS | ZSTD)
 MODES = dict.fromkeys(PARAMS, "delta") | {"raw": "delta replace added", "sparse": "delta replace"}  # 5.4
 GRAMMAR = r"""
 bad_name name=(?!__metadata__$)(?!(.*/)?\.{0,2}(/|$))[A-Za-z0-9_.:/+-]{1,512}
@@ -44,12 +45,11 @@ manifest_field architecture=[A-Za-z0-9_.-]{0,128} kind=task-vector|rtvq-base|rou
 manifest_field side=tuned|backbone text=[A-Za-z0-9_.:/+-]{0,511}\. vendor_key=[a-z0-9-]+\.[a-z0-9_.-]+
 manifest_field task=([A-Za-z0-9][A-Za-z0-9._-]{0,127})? route=[A-Za-z0-9][A-Za-z0-9._-]{0,127}
 manifest_field feature=[a-z0-9][a-z0-9_.-]{0,63} dtype=BOOL|[UI](8|16|32|64)|F8_E4M3|F8_E5M2|B?F16|F32|F64
+manifest_field pool=digests|alphas|frames|sums
 bad_params alpha=matrix|row|group|block alpha_dtype=F16|F32 rule=mean|rms|proj gain=[0-9]{1,4}(\.[0-9]{1,9})?
 bad_params planes=[1-4] bits=[2348] value_dtype=F16|BF16|F32
 """  # the reason of refusal, then fields with what they must be
-FORMS = {
-    f: (form, line.split()[0]) for line in GRAMMAR.split("\n")[1:-1] for f, form in re.findall(r" (\w+)=(\S+)", line)
-}
+FORMS = {f: (form, row.split()[0]) for row in GRAMMAR.splitlines()[1:] for f, form in re.findall(r" (\w+)=(\S+)", row)}
 PLAIN, CANONICAL = (json.JSONEncoder(separators=(",", ":"), sort_keys=sort).encode for sort in (False, True))  # 4.1
 STRING = r'"(?:[^"\\]|\\.)*+"'
 
@@ -59,7 +59,6 @@ class Refused(Exception):
 
 
 def check(**conditions: object) -> None:
-    """Refuses for the reason of the first condition that does not hold."""
     for reason in (reason for reason, holds in conditions.items() if not holds):
         raise Refused(reason)
 
@@ -77,13 +76,12 @@ def parse(text: str) -> Any:
     check(bad_encoding_of_text=all(" " <= c <= "~" for c in text), limit_exceeded=sum(map(bare.count, ",[{")) <= 2**21)
     check(json_depth=max(accumulate((c in "[{") - (c in "]}") for c in bare), default=0) <= 12)
     for word in set(re.findall(r"[-+.\w]+", bare)) - {"true", "false"}:
-        check(json_syntax=word[0] in "-0123456789", json_number=re.fullmatch("0|[1-9][0-9]*", word) and len(word) < 17)
+        check(json_syntax=word[0] in "-0123456789", json_number=re.fullmatch("0|[1-9][0-9]{0,15}", word))
         check(json_number=int(word) < 2**53)
     try:
-        value = json.loads(text)
+        again = CANONICAL(value := json.loads(text))
     except ValueError:
         raise Refused("json_syntax") from None
-    again = CANONICAL(value)
     check(json_duplicate_key=bare.count(":") == re.sub(STRING, "", again).count(":"))
     check(bad_encoding_of_text=re.fullmatch(r'(?:[ -\[\]-~]|\\["\\])*+', again))
     return value
@@ -94,8 +92,8 @@ def words(form: str, data: bytes) -> list[Any]:
 
 
 def floats(dtype: str, data: bytes, reason: str = "not_finite") -> list[float]:
-    wide = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2)) if dtype == "BF16" else data
-    values: list[float] = words("e" if dtype == "F16" else "f", wide)
+    wide = data if dtype != "BF16" else b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
+    values = words("e" if dtype == "F16" else "f", wide) if dtype in EXPONENT else []
     check(**{reason: all(map(math.isfinite, values))})
     return values
 
@@ -108,8 +106,7 @@ def encode(dtype: str, values: list[float]) -> bytes:
     return data if floats(dtype, data) else b""
 
 
-def f32(values: list[float]) -> list[float]:
-    """RNE of sums and quotients of two binary32, which binary64 holds exactly enough for that."""
+def f32(values: list[float]) -> list[float]:  # sums and quotients of two binary32 are exact enough in binary64
     return floats("F32", encode("F32", values))
 
 
@@ -117,16 +114,16 @@ def unzstd(frame: bytes, nbytes: int) -> bytes:  # 8.2, and RFC 8878 without com
     check(bad_frame=frame[:4] == b"\x28\xb5\x2f\xfd" and len(frame) > 8 and not frame[4] & 0b1111)
     single, width, last, content = frame[4] >> 5 & 1, (frame[4] >> 5 & 1, 2, 4, 8)[frame[4] >> 6], 0, b""
     window, pos = nbytes if single else (8 + (frame[5] & 7)) << (frame[5] >> 3) + 7, 6 - single + width
-    size = int.from_bytes(frame[6 - single : pos], "little") + (256 if width == 2 else 0)
+    size = int.from_bytes(frame[6 - single : pos], "little") + 256 * (width == 2)
     check(bad_frame=width and size == nbytes and window <= 8 * MEBI)
     while not last:
-        head = int.from_bytes(frame[pos : pos + 3], "little")
-        last, kind, size, pos = head & 1, head >> 1 & 3, head >> 3, pos + 3
+        head, pos = int.from_bytes(frame[pos : pos + 3], "little"), pos + 3
+        last, kind, size = head & 1, head >> 1 & 3, head >> 3
         check(bad_frame=pos <= len(frame) and kind < 3 and size <= min(window, 2**17) and len(content) <= nbytes)
         if kind == 2:
             sys.exit("a compressed block: this reader has no zstd library")
-        block = frame[pos : pos + (1 if kind else size)]
-        content, pos = content + (block * size if kind else block), pos + (1 if kind else size)
+        content += frame[pos : pos + 1] * size if kind else frame[pos : pos + size]
+        pos += 1 if kind else size
     check(bad_frame=len(content) == nbytes and pos == len(frame))
     return content
 
@@ -137,60 +134,50 @@ class Record(SimpleNamespace):
     def __init__(self, value: Any, file: "Expert") -> None:
         super().__init__(file=file, **file.fill(value, RECORD))
         encoding, shape, delta = self.encoding, self.shape, self.mode == "delta"
-        own, fresh = {"dtype": self.dtype, "name": self.name, "shape": shape}, self.mode == "added"
-        check(
-            unknown_encoding=self.mode in MODES.get(encoding, "").split(), manifest_field=not (fresh and self.base)
-        )  # 5.4
+        check(unknown_encoding=self.mode in MODES.get(encoding, "").split())  # 5.4
+        check(manifest_field=self.mode != "added" or self.base is None)
         file.canonical &= self.base != {}
-        self.base = own if self.base is None else file.fill(self.base, own)
-        old, same = self.base["shape"], self.dtype == self.base["dtype"]
+        self.base = file.fill(self.base or {}, {"dtype": self.dtype, "name": self.name, "shape": shape})
+        old, self.dtypes = self.base["shape"], {self.dtype, self.base["dtype"]}
         check(manifest_field=all(type(n) is int for n in shape + old), limit_exceeded=max(len(shape), len(old)) <= 8)
         check(bad_shape=all(math.prod(n or 1 for n in dims) < 2**53 for dims in (shape, old)))  # 3.1
         grown = delta and old and shape[1:] == old[1:] and shape > old  # 5.6
         check(bad_shape=shape == old or grown or (encoding == "raw" and not delta))
-        self.is_exact, self.is_kept = (
-            not delta or encoding == "xdelta",
-            encoding == "zero" and same and shape == old,
-        )  # 5.5
-        check(bad_params=same or encoding == "raw" or (delta and encoding != "xdelta"))
-        self.is_float, self.is_comparable = self.dtype in FLOATS, {self.dtype, self.base["dtype"]} <= FLOATS
-        check(bad_params=not delta or self.is_kept or self.is_comparable)
-        self.covered, free = old if delta else shape, {"value_dtype": self.dtype if encoding == "raw" else "F32"}
-        fields = PARAMS[encoding] | (free if delta and encoding in ("raw", "sparse") else {})
-        none = {"alpha": "", "bits": 0, "rows": None, "zstd_nbytes": None, "nnz": 0, "planes": 1, "alpha_dtype": "F32"}
-        vars(self).update(none | {"value_dtype": self.dtype, "ref": -1} | file.fill(self.params, fields))
-        self.numel, self.width = math.prod(self.covered), WIDTH[self.value_dtype]
-        check(bad_shape=self.numel or encoding in ("zero", "raw", "sparse"))  # 6.1
-        check(bad_params=self.zstd_nbytes is None or (self.zstd_nbytes and self.numel))
-        default = self.covered[0] if len(self.covered) > 1 else 1
+        check(bad_params=len(self.dtypes) == 1 or encoding == "raw" or (delta and encoding != "xdelta"))
+        self.is_exact = not delta or encoding == "xdelta"  # 5.5
+        self.is_kept = encoding == "zero" and len(self.dtypes) == 1 and shape == old
+        check(bad_params=not delta or self.is_kept or self.dtypes <= set(EXPONENT))
+        self.covered = old if delta else shape
+        self.numel, default = math.prod(self.covered), self.covered[0] if len(self.covered) > 1 else 1  # 6.1
+        free = {"raw": {"value_dtype": self.dtype}, "sparse": {"value_dtype": "F32"}}.get(encoding, {}) if delta else {}
+        vars(self).update(UNSET | {"value_dtype": self.dtype} | file.fill(self.params, PARAMS[encoding] | free))
         file.canonical &= self.rows != default
-        self.rows = default if self.rows is None else self.rows
-        check(bad_params=self.rows in [math.prod(self.covered[:k]) for k in range(len(self.covered) + 1)])  # 6.1
+        self.rows, self.width = default if self.rows is None else self.rows, WIDTH[self.value_dtype]
+        check(bad_params=self.rows in [math.prod(self.covered[:k]) for k in range(len(self.covered) + 1)])
+        check(bad_shape=self.numel or encoding in ("zero", "raw", "sparse"))
+        check(bad_params=self.zstd_nbytes is None or (self.zstd_nbytes and self.numel))
         check(bad_params=self.nnz <= self.numel and self.ref < len(file.refs))
         self.cols = self.numel // (self.rows or 1)
         self.alpha_nbytes = WIDTH[self.alpha_dtype] * (self.count_alphas() if self.alpha else 2 if self.bits else 0)
-        suffixes = [f"bits{plane}" for plane in range(self.planes)] if self.alpha else ["codes"] if self.bits else []
-        suffixes += ["mask"] if encoding == "tern1" else []
-        sizes = dict.fromkeys(suffixes, self.rows * -(-self.cols * (self.bits or 1) // 8))  # 6.2
+        self.frame_count = -(-self.numel * self.width // CUT) if self.zstd_nbytes else 0
+        bits = [f"bits{plane}" for plane in range(self.planes)] + ["mask"] * (encoding == "tern1")
+        sizes = dict.fromkeys(bits if self.alpha else ["codes"], self.rows * -(-self.cols * (self.bits or 1) // 8))
         if self.nnz:
             sizes = {"counts": 4 * -(-self.numel // 2**16), "index": 2 * self.nnz, "values": self.width * self.nnz}
-        if encoding in ("raw", "xdelta"):
-            sizes = {"data": self.zstd_nbytes or self.numel * self.width}
-        sizes |= {"tail": (math.prod(shape) - self.numel) * WIDTH[self.dtype]}
+        elif not self.alpha and not self.bits:
+            sizes = {"data": (self.zstd_nbytes or self.numel * self.width) if encoding in ("raw", "xdelta") else 0}
+        sizes["tail"] = (math.prod(shape) - self.numel) * WIDTH[self.dtype]
         self.sizes = {suffix: nbytes for suffix, nbytes in sizes.items() if nbytes}
-        self.frame_count = -(-self.numel * self.width // CUT) if self.zstd_nbytes else 0
 
     def count_alphas(self) -> int:  # 6.3
         self.runs = {"matrix": [[1, self.rows]], "block": self.blocks or []}.get(self.alpha, [[self.rows, 1]])
-        check(
-            bad_params=(self.alpha == "group", self.alpha == "block")
-            == (self.group is not None, self.blocks is not None)
-        )
         check(manifest_field=all(type(run) is list and [*map(type, run)] == [int, int] for run in self.runs))
         check(bad_params=all(map(all, self.runs)) and all(a[1] != b[1] for a, b in pairwise(self.runs)))
         check(bad_params=sum(count * height for count, height in self.runs) == self.rows)
-        check(bad_params=self.group is None or (self.group > 0 and self.group % 64 == 0))
-        self.per_row, self.group = -(-self.cols // (self.group or self.cols)), self.group or self.cols
+        check(bad_params=(self.alpha == "group") == bool(self.group) and (self.group or 0) % 64 == 0)
+        check(bad_params=(self.alpha == "block") == (self.blocks is not None) and self.group != 0)
+        self.group = self.group or self.cols
+        self.per_row = -(-self.cols // self.group)
         return int(sum(count for count, _ in self.runs) * self.per_row * self.planes)
 
     def codes(self, suffix: str, bits: int) -> list[int]:  # 6.2
@@ -201,16 +188,11 @@ class Record(SimpleNamespace):
 
     def stored(self) -> bytes:  # 6.8, 8.2: the part `data` or `values`
         data, plain, pos = self.parts.get("data", self.parts.get("values", b"")), b"", 0
-        for i in range(0, len(self.frames), 36):
-            nbytes, cut = (
-                int.from_bytes(self.frames[i : i + 4], "little"),
-                min(CUT, self.numel * self.width - len(plain)),
-            )
-            frame, pos, n = data[pos : pos + nbytes], pos + nbytes, cut // self.width
-            check(bad_frame=pos <= len(data) and nbytes <= cut + 2**16)
-            check(frame_digest=sha256(frame).digest() == self.frames[i + 4 : i + 36])
-            shuffled = unzstd(frame, cut)
-            plain += bytes(shuffled[place + k] for place in range(n) for k in range(0, cut, n))
+        for nbytes, digest in struct.iter_unpack("<I32s", self.frames):
+            cut, frame, pos = min(CUT, self.numel * self.width - len(plain)), data[pos : pos + nbytes], pos + nbytes
+            check(bad_frame=pos <= len(data) and nbytes <= cut + 2**16, frame_digest=sha256(frame).digest() == digest)
+            mixed, n = unzstd(frame, cut), cut // self.width
+            plain += bytes(mixed[place + k] for place in range(n) for k in range(0, cut, n))
         check(bad_frame=not self.frames or pos == len(data))
         return plain if self.frames else data
 
@@ -228,28 +210,22 @@ class Record(SimpleNamespace):
     def places(self) -> list[int]:  # 6.8
         counts, index = words("I", self.parts.get("counts", b"")), words("H", self.parts.get("index", b""))
         check(bad_index=sum(counts) == len(index))
-        blocks = [2**16 * block for block, count in enumerate(counts) for _ in range(count)]
+        blocks = chain.from_iterable(map(repeat, range(0, self.numel, 2**16), counts))
         places = [*map(sum, zip(blocks, index, strict=True))]
         check(bad_index=all(a < b for a, b in pairwise(places)) and (not places or places[-1] < self.numel))
         return places
 
     def signs(self) -> list[float]:  # 6.3, 6.6
-        values, alphas, ternary = (
-            [0.0] * self.numel,
-            floats(self.alpha_dtype, self.alphas, "bad_alpha"),
-            "mask" in self.parts,
-        )
+        values, alphas = [0.0] * self.numel, floats(self.alpha_dtype, self.alphas, "bad_alpha")
         check(bad_alpha=all(math.copysign(1, alpha) > 0 for alpha in alphas))
-        heights = [height for count, height in self.runs for _ in range(count)]
+        heights, ternary = [height for count, height in self.runs for _ in range(count)], self.encoding == "tern1"
         firsts = [self.per_row * run for run, height in enumerate(heights) for _ in range(height)]
         mask = self.codes("mask", 1) if ternary else [1] * self.numel
         for plane in range(self.planes):
-            own, bits = alphas[plane * len(alphas) // self.planes :], self.codes(f"bits{plane}", 1)
+            own = alphas[plane * len(alphas) // self.planes :]
             spread = [own[first + c // self.group] for first in firsts for c in range(self.cols)]
-            cells = [*zip(bits, spread, mask, strict=True)]
-            check(
-                bad_plane=all((alpha if kept else not bit) if ternary else bit or alpha for bit, alpha, kept in cells)
-            )
+            cells = [*zip(self.codes(f"bits{plane}", 1), spread, mask, strict=True)]
+            check(bad_plane=all((a if kept else not bit) if ternary else bit or a for bit, a, kept in cells))
             values = f32([v + (a if bit else -a) * kept for v, (bit, a, kept) in zip(values, cells, strict=True)])
         return values
 
@@ -263,9 +239,9 @@ class Record(SimpleNamespace):
         s, z = floats("F32", self.alphas, "bad_code")
         check(bad_code=s > 0)
         values = f32([x / s for x in f32([q - z for q in self.codes("codes", self.bits)])])
-        shared = refs.get(self.file.refs[self.ref]) if self.encoding == "rtvq" else None
+        shared = refs.get(self.file.refs[self.ref]) if self.ref >= 0 else None
         if shared is None:
-            return None if self.encoding == "rtvq" else values
+            return None if self.ref >= 0 else values
         found = [r for r in shared.tensors if (r.name, r.covered) == (self.name, self.covered)]
         same = shared.kind == "rtvq-base" and shared.backbone["fingerprint"] == self.file.backbone["fingerprint"]
         check(bad_reference=same and found and found[0].encoding in ("affine", "zero"))  # 6.7
@@ -274,30 +250,28 @@ class Record(SimpleNamespace):
     def exact(self, base: bytes | None) -> bytes | None:
         """The fine-tune's bytes in the covered rows; None where they need the backbone."""
         data, places, width = self.stored(), self.places(), self.width
-        if self.is_float and self.encoding != "xdelta":
-            floats(self.dtype, data)  # 9.4
+        floats("U8" if self.encoding == "xdelta" else self.dtype, data)  # 9.4
         if self.encoding == "raw" or base is None:
             return data if self.encoding == "raw" else None
-        content = bytearray(base)
-        for i, place in enumerate(places):
-            content[place * width : (place + 1) * width] = data[i * width : (i + 1) * width]
-        return self.moved(data, base) if self.encoding == "xdelta" else bytes(content)
+        listed = {place: data[i * width : i * width + width] for i, place in enumerate(places)}
+        old = [base[i : i + width] for i in range(0, len(base), width)]
+        return self.moved(data, base) if not places and data else b"".join(listed.get(i, x) for i, x in enumerate(old))
 
     def decode(self, base: bytes | None, refs: dict[str, "Expert"]) -> list[bytes | None]:
         """Task vector value as F32 bytes (9.2) and rebuilt tensor (9.3)."""
-        values, content, tail = None, base if self.is_kept else None, self.parts.get("tail", b"")
-        old = floats(self.base["dtype"], base) if base is not None and self.is_comparable else None
+        check(limit_exceeded=self.numel <= 2**24)  # 3.3: this reader has no row ranges
+        old, tail = None if base is None else floats(self.base["dtype"], base), self.parts.get("tail", b"")
         if self.is_exact:
-            content = self.exact(base)
+            content, values = self.exact(base), None
             check(output_digest=content is None or sha256(content + tail).digest() == self.out_sha256)  # 9.4
             old = [0.0] * self.numel if self.mode == "added" else old
-            if content is not None and old is not None and self.is_comparable and self.covered == self.base["shape"]:
-                values = f32([a - b for a, b in zip(floats(self.dtype, content), old, strict=True)])
+            if None not in (content, old) and self.dtypes <= set(EXPONENT) and self.covered == self.base["shape"]:
+                values = f32([a - b for a, b in zip(floats(self.dtype, content or b""), old or [], strict=True)])
         else:
-            values = self.approximate(refs)
+            values, content = self.approximate(refs), base if self.is_kept else None
             if values is not None and old is not None and not self.is_kept:
                 content = encode(self.dtype, f32([a + b for a, b in zip(old, values, strict=True)]))
-        rest = floats(self.dtype, tail) if self.is_float else []
+        rest = floats(self.dtype, tail)
         return [None if values is None else encode("F32", values + rest), None if content is None else content + tail]
 
 
@@ -350,20 +324,15 @@ class Expert(SimpleNamespace):
             check(unsupported_feature=not value["requires"])
         vars(self).update(self.fill(value, MANIFEST | {"tensors": list}))
         self.backbone, self.attach = self.fill(self.backbone, BACKBONE), [self.fill(file, FILE) for file in self.attach]
-        self.prefix = self.fill(self.prefix, PREFIX) if self.prefix is not None else {"side": "", "text": ""}
-        check(
-            manifest_field=set(self.pools) <= set(POOLS) and all(self.fill(pool, POOL) for pool in self.pools.values())
-        )
+        self.prefix = {"side": "", "text": ""} if self.prefix is None else self.fill(self.prefix, PREFIX)
         check(manifest_field=all(type(pair) is list and [*map(type, pair)] == [str, str] for pair in self.alias))
         check(limit_exceeded=len(self.attach) <= 64 and all(file["nbytes"] <= 64 * MEBI for file in self.attach))
         check(limit_exceeded=len(self.refs) <= 4 and len(CANONICAL(self.ext)) <= 2**16)
         check(limit_exceeded=len(self.tensors) + len(self.alias) + len(self.removed) <= 2**16)
-        for field, values in {
-            "vendor_key": {*self.ext},
-            "ref_id": self.refs,
-            "file": [f["name"] for f in self.attach],
-        }.items():
+        listed = {"vendor_key": {*self.ext}, "ref_id": self.refs, "file": [file["name"] for file in self.attach]}
+        for field, values in (listed | {"pool": {*self.pools}, "name": self.removed}).items():
             conform(field, values)
+        self.pools = {pool: self.fill(entry, POOL) for pool, entry in self.pools.items()}
         self.tensors = [Record(value, self) for value in self.tensors]
         self.check_names()
         check(manifest_field=(self.kind == "router") == (self.router is not None))

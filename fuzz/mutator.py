@@ -153,7 +153,7 @@ def _put_together(pieces: _Pieces, rng: random.Random) -> bytes:
     parts = {entry.name: _cut(pieces.parts.get(entry.name, b""), entry.nbytes) for entry in entries}
     raw = {entry.name: entry.raw_nbytes for entry in entries}
     index = index_pools(manifest)
-    for name, at in index.frames.items():
+    for name, at in index.frames.items() if "#frames" in parts else ():
         _put_frames(parts[name], parts["#frames"], at, frame_count(raw[name] or 0))
     for name, at in index.digests.items():
         if rng.random() < 0.98:

@@ -78,7 +78,7 @@ def verify_expert(
             defects = expert.verify("parts", progress=progress) or list(backbone_defects(expert, backbone))
             defects = defects or list(_fingerprint_defects(expert, backbone))
             if deep and not defects:
-                defects = expert.verify("deep", base=backbone.words)
+                defects = expert.verify_tensors(backbone.words, base_checked=True)
         return Verification(id=expert.id, level=level, defects=defects + lacking)
 
 

@@ -5,9 +5,10 @@ Knows nothing of what parts mean: that is the codecs' work. Source: obm-1 clause
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
@@ -39,6 +40,7 @@ __all__ = ["Container", "Defect", "Frame", "RecordDigests"]
 
 _FRAME_SLACK: Final = 65_536  # obm-1 clause 8.2: a frame is at most this much longer than what it holds
 _CACHED_NBYTES: Final = 2 * SUMS_FROM_NBYTES
+_NamedCheck = tuple[str, Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,30 +425,25 @@ class Container:
                     defects.append(Defect.of(error, attachment.name))
         return defects
 
-    def _deep_defects(self, *, collect: bool) -> list[Defect]:
-        """Frames and sums that do not agree with the parts, whose own digests may well be right."""
-        defects: list[Defect] = []
-        for name, check in self._deep_checks():
-            try:
-                check()
-            except FormatError as error:
-                defects.append(Defect.of(error, name))
-                if not collect:
-                    break
-        return defects
+    def sum_defects(self) -> list[Defect]:
+        """Sums that do not agree with the parts, whose own digests may well be right (obm-1 clause 8.3)."""
+        return list(_failed(self._sum_checks()))
 
-    def _deep_checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
+    def _deep_defects(self, *, collect: bool) -> list[Defect]:
+        """Frames and sums that do not agree with the parts, in file order."""
+        checks = dict(itertools.chain(self._frame_checks(), self._sum_checks()))
+        failed = _failed((name, checks[name]) for name in self.header.parts if name in checks)
+        return list(failed if collect else itertools.islice(failed, 1))
+
+    def _frame_checks(self) -> Iterator[_NamedCheck]:
         for record in self.manifest.tensors:
             for layout in part_layouts(record):
-                name = part_name(record.name, layout.suffix)
                 if layout.raw_nbytes is not None:
+                    name = part_name(record.name, layout.suffix)
                     yield name, partial(self._check_all_frames, record, layout.suffix)
-                elif name in self._places.sums:
-                    yield name, partial(self._check_all_sums, name)
-        for attachment in self.manifest.attachments:
-            name = attachment_part_name(attachment.name)
-            if name in self._places.sums:
-                yield name, partial(self._check_all_sums, name)
+
+    def _sum_checks(self) -> Iterator[_NamedCheck]:
+        return ((name, partial(self._check_all_sums, name)) for name in self._places.sums)
 
     def _check_all_frames(self, record: TensorRecord, suffix: str) -> None:
         for i in range(len(self.frames(record, suffix))):
@@ -457,3 +454,11 @@ class Container:
         for begin in range(0, part.nbytes, SUM_NBYTES):
             nbytes = min(SUM_NBYTES, part.nbytes - begin)
             self._check_sums(part, self._source.read(part.offset + begin, nbytes), begin // SUM_NBYTES)
+
+
+def _failed(checks: Iterable[_NamedCheck]) -> Iterator[Defect]:
+    for name, check in checks:
+        try:
+            check()
+        except FormatError as error:
+            yield Defect.of(error, name)

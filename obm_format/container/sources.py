@@ -40,6 +40,10 @@ class Source(Protocol):
         """
         ...
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a writable buffer of bytes from `offset`; raises as `read`."""
+        ...
+
     def close(self) -> None:
         """Give back what the source holds; may be called twice."""
         ...
@@ -71,6 +75,14 @@ class _Base:
             got=f"{got} bytes",
             hint="fetch or copy the file again",
         )
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """See `Source.read`."""
+        raise NotImplementedError
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See `Source.read_into`."""
+        buffer[:] = self.read(offset, buffer.nbytes)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -127,6 +139,19 @@ class PathSource(_Base):
         if len(data) < nbytes:
             raise self.truncated(offset, nbytes, len(data))
         return data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """See `Source.read_into`; copies nothing on the way."""
+        self.check_range(offset, buffer.nbytes)
+        done = 0
+        try:
+            while done < buffer.nbytes:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                if not count:
+                    raise self.truncated(offset, buffer.nbytes, done)
+                done += count
+        except OSError as error:
+            raise ObmError("io", f"cannot read: {error.strerror}", where=self.name) from error
 
     def _read_rest(self, data: bytearray, offset: int, nbytes: int) -> bytes:
         while len(data) < nbytes:

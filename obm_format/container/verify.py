@@ -110,30 +110,45 @@ def _runs(checks: Iterable[Check]) -> Iterator[list[Check]]:
 def _verify_run(source: Source, run: Sequence[Check], meter: _Meter) -> list[Defect]:
     """Hash neighbouring parts with reads that do not care where one part ends."""
     defects: list[Defect] = []
-    stop = run[-1].part.offset + run[-1].part.padded_nbytes
-    block = memoryview(b"")
-    at = run[0].part.offset
+    blocks = _Blocks(source, run, meter)
     for check in run:
         hasher = hashlib.sha256()
-        data_left, pad_left = check.part.nbytes, check.part.padded_nbytes - check.part.nbytes
-        pad_is_zero = True
-        while data_left or pad_left:
-            if not block:
-                try:
-                    block = memoryview(source.read(at, min(_READ_NBYTES, stop - at)))
-                except FormatError as error:
-                    return [*defects, Defect.of(error, check.part.name)]
-                at += len(block)
-                meter.add(len(block))
-            data, block = block[:data_left], block[data_left:]
-            hasher.update(data)
-            data_left -= len(data)
-            if not data_left:
-                pad, block = block[:pad_left], block[pad_left:]
-                pad_left -= len(pad)
-                pad_is_zero = pad_is_zero and not any(pad)
+        try:
+            for data in blocks.take(check.part.nbytes):
+                hasher.update(data)
+            pad_is_zero = not any(map(any, blocks.take(check.part.padded_nbytes - check.part.nbytes)))
+        except FormatError as error:
+            return [*defects, Defect.of(error, check.part.name)]
         defects += _judge(check, hasher.digest(), pad_is_zero=pad_is_zero)
     return defects
+
+
+class _Blocks:
+    """The bytes of neighbouring parts, read in large pieces into one buffer."""
+
+    def __init__(self, source: Source, run: Sequence[Check], meter: _Meter) -> None:
+        self._source = source
+        self._meter = meter
+        self._at = run[0].part.offset
+        self._stop = run[-1].part.offset + run[-1].part.padded_nbytes
+        self._buffer = memoryview(bytearray(min(_READ_NBYTES, self._stop - self._at)))
+        self._block = self._buffer[:0]
+
+    def take(self, nbytes: int) -> Iterator[memoryview]:
+        """The next bytes, in pieces that are good until the next one is asked for.
+
+        Raises:
+            FormatError: the file ends before (`truncated`).
+        """
+        while nbytes:
+            if not self._block:
+                self._block = self._buffer[: self._stop - self._at]
+                self._source.read_into(self._at, self._block)
+                self._at += len(self._block)
+                self._meter.add(len(self._block))
+            piece, self._block = self._block[:nbytes], self._block[nbytes:]
+            nbytes -= len(piece)
+            yield piece
 
 
 def _judge(check: Check, digest: bytes, *, pad_is_zero: bool) -> Iterator[Defect]:

@@ -364,10 +364,17 @@ class Expert:
             ObmError: the file cannot be read at all (`io`, `network`).
         Source: obm-1 clause 14.2.
         """
-        defects = self.container.verify(True, progress, deep=level == "deep")
-        if level == "deep" and not defects:
-            defects.extend(self._deep_defects(base))
-        return defects
+        defects = self.container.verify(True, progress)
+        return defects or (self.verify_tensors(base) if level == "deep" else [])
+
+    def verify_tensors(self, base: Callable[[str], Words] | None = None, *, base_checked: bool = False) -> list[Defect]:
+        """The deep half of `verify`, for a file whose parts were verified: every sum, and every tensor with its frames.
+
+        Args:
+            base: as in `verify`.
+            base_checked: the digests of all that `base` gives have been checked.
+        """
+        return [*self.container.sum_defects(), *self._deep_defects(base, base_checked)]
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -467,14 +474,14 @@ class Expert:
             )
         return other.decode(found, span)
 
-    def _deep_defects(self, base: Callable[[str], Words] | None) -> Iterator[Defect]:
+    def _deep_defects(self, base: Callable[[str], Words] | None, base_checked: bool) -> Iterator[Defect]:
         for record in self.manifest.tensors:
             try:
-                self._check_deeply(record, base)
+                self._check_deeply(record, base, base_checked)
             except ObmError as error:
                 yield Defect(reason=error.reason, where=error.where or record.name, detail=str(error))
 
-    def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None) -> None:
+    def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None, base_checked: bool) -> None:
         missing = isinstance(record.params, RtvqParams) and self.manifest.refs[record.params.ref] not in self._refs
         if base is not None and record.base is not None and record.has_difference:
             self.values(record.name, base(record.base.name))
@@ -483,7 +490,7 @@ class Expert:
         elif record.base is None:
             self.rebuild(record.name)
         elif base is not None and not missing:
-            self.rebuild(record.name, base(record.base.name))
+            self.rebuild(record.name, base(record.base.name), base_checked=base_checked)
         elif isinstance(record.params, RtvqParams) and not missing:
             self.values(record.name)
         else:

@@ -38,6 +38,27 @@ def make(request: pytest.FixtureRequest) -> Make:
     return made
 
 
+def test_read_into_fills_the_buffer_or_says_why_not(make: Make, tmp_path: Path) -> None:
+    source, buffer = make(tmp_path / "x", DATA), bytearray(600)
+    source.read_into(300, memoryview(buffer)[50:550])
+    assert bytes(buffer) == bytes(50) + DATA[300:800] + bytes(50)
+    source.read_into(len(DATA), memoryview(buffer)[:0])
+    with pytest.raises(FormatError) as error:
+        source.read_into(len(DATA) - 599, memoryview(buffer))
+    assert error.value.reason == "truncated"
+    source.close()
+
+
+def test_read_into_notices_a_file_that_shrank(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(DATA)
+    with PathSource(path) as source:
+        path.write_bytes(DATA[:100])
+        with pytest.raises(FormatError) as error:
+            source.read_into(50, memoryview(bytearray(200)))
+    assert error.value.reason == "truncated"
+
+
 def test_read_gives_the_bytes(make: Make, tmp_path: Path) -> None:
     source = make(tmp_path / "x", DATA)
     assert source.nbytes == len(DATA)

@@ -1,4 +1,4 @@
-"""The benchmark cases: what each one computes, how many bytes that must move, and a check against the reference."""
+"""Kernels against a plain copy: apply, merge and pack over whole matrices of Mistral's shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from harness import Case
 
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Combine, ExactOperand, Operand, SignOperand
@@ -25,25 +26,6 @@ MATRICES = {
     "up": (14336, 4096),
     "down": (4096, 14336),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case.
-
-    Args:
-        dtype: of weights in and out.
-        kernel: who computes.
-        nbytes: every input read once and every output written once.
-        check: whether the result equals the reference kernels', bit for bit.
-        run: do it once; the number chooses the set of buffers.
-    """
-
-    dtype: str
-    kernel: str
-    nbytes: int
-    check: Callable[[], bool]
-    run: Callable[[int], object]
 
 
 def weights(seed: int, rows: int, cols: int, sigma: float = 0.02) -> Words:
@@ -115,7 +97,8 @@ def merging(sets: list[list[Matrix]], threads: int) -> Case:
         for matrix in sets[repeat % len(sets)]:
             merge(matrix)
 
-    return Case("BF16", kernels.name, sum(matrix.nbytes for matrix in sets[0]), check, run)
+    nbytes = sum(matrix.nbytes for matrix in sets[0])
+    return Case(dtype="BF16", kernel=kernels.name, nbytes=nbytes, check=check, run=run)
 
 
 def apply_case(threads: int) -> Case:
@@ -179,7 +162,9 @@ def pack_case(threads: int) -> Case:
         return all(np.array_equal(one, other) for one, other in pairwise)
 
     nbytes = 2 * pairs[0][0].nbytes + ROWS * COLS // 8 + 2 * ROWS
-    return Case("BF16", kernels.name, nbytes, check, lambda repeat: pack(*pairs[repeat % SETS]))
+    return Case(
+        dtype="BF16", kernel=kernels.name, nbytes=nbytes, check=check, run=lambda repeat: pack(*pairs[repeat % SETS])
+    )
 
 
 CASES: dict[str, Callable[[int], Case]] = {

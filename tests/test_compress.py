@@ -118,7 +118,7 @@ ODD_CASES: Mapping[str, tuple[Tensors, Tensors]] = {
 }
 
 
-@pytest.mark.parametrize("rest", ["exact", "raw"])
+@pytest.mark.parametrize("rest", ["exact", "exact-bucket", "raw"])
 @pytest.mark.parametrize(("old", "new"), ODD_CASES.values(), ids=ODD_CASES.keys())
 def test_rest_of_every_kind_comes_back_bit_for_bit(tmp_path: Path, old: Tensors, new: Tensors, rest: str) -> None:
     base = tiny_llama(1, layers=1)
@@ -396,6 +396,18 @@ def test_rest_drop_of_added_tensor_refused(tmp_path: Path) -> None:
     base = tiny_llama(1)
     error = refused(tmp_path, base, {**base, "new": (F32, np.ones(3))}, CompressOptions(rest="drop"))
     assert (error.reason, error.where) == ("usage", "new")
+
+
+def test_rest_exact_bucket_is_smaller(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    base: Tensors = {"w": (BF16, draw.normal(0, 0.02, (500, 400)))}
+    tuned: Tensors = {"w": (BF16, np.asarray(base["w"][1]) + draw.normal(0, 1e-4, (500, 400)))}
+    nbytes = {}
+    for rest in ("exact", "exact-bucket"):
+        report = make(tmp_path, base, tuned, CompressOptions(position="none", rest=rest))
+        assert_is_the_fine_tune(tmp_path)
+        nbytes[rest] = report.bytes["rest"]
+    assert nbytes["exact-bucket"] < 0.9 * nbytes["exact"]
 
 
 def test_rest_raw_is_not_compressed(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ _EXTRA: dict[str, object] = {
     "bits": 3, "rows": 2, "planes": 2, "zstd": 40, "bucket": True, "group": 64, "mode": "replace", "nnz": 3,
     "base": {"shape": [2, 70]}, "ext": {"acme.x": [1]}, "aliases": [["v", "w"]], "removed": ["v"],
 }  # fmt: skip
+# What goes wrong where a file is too broken to be taken apart, or a changed manifest implies no parts.
+_UNFIT = (ObmError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 Json = dict[str, Any]
 
 
@@ -48,29 +50,35 @@ class _Pieces:
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """Another file: a few fields or parts changed and the rest made to fit, or now and then plain noise."""
-    pieces = _take_apart(data) if rng.random() < 0.9 else None
-    if pieces is None:
-        return _noise(bytearray(data), rng)
+    try:
+        whole = _fitting(data, rng) if rng.random() < 0.9 else data
+    except _UNFIT:
+        whole = data
+    return _noise(bytearray(whole), rng) if whole is data or rng.random() < 0.05 else whole
+
+
+def _fitting(data: bytes, rng: random.Random) -> bytes:
+    """Another file whose outer checks pass where its manifest lets them."""
+    pieces = _take_apart(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         _change(pieces, rng)
     try:
-        whole = _put_together(pieces, rng)
-    except (ObmError, ValueError, OverflowError, RecursionError):
-        whole = _left_as_it_fell(pieces)
-    return _noise(bytearray(whole), rng) if rng.random() < 0.05 else whole
+        return _put_together(pieces, rng)
+    except _UNFIT:
+        return _left_as_it_fell(pieces)
 
 
-def _take_apart(data: bytes) -> _Pieces | None:
+def _take_apart(data: bytes) -> _Pieces:
     start = 8 + int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8:start])
-        manifest = json.loads(header.pop("__metadata__")["obm"])
-        ranges = {name: [start + at for at in entry["data_offsets"]] for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if not isinstance(manifest, dict):
-        return None
-    return _Pieces(manifest, {name: bytearray(data[begin:end]) for name, (begin, end) in ranges.items()})
+    header = json.loads(data[8:start])
+    manifest = json.loads(header.pop("__metadata__")["obm"])
+    parts = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        parts[name] = bytearray(data[start + begin : start + end])
+    if not isinstance(manifest, dict) or not manifest:
+        raise ValueError("no manifest")
+    return _Pieces(manifest, parts)
 
 
 # --- changes ------------------------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ def test_mutations_reach_what_lies_behind_the_digests() -> None:
     assert sound >= 20
 
 
+@pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\x02" + bytes(7) + b"{}", b"\xff" * 40])
+def test_what_is_no_file_is_mutated_too(data: bytes) -> None:
+    for seed in range(50):
+        assert isinstance(mutate(data, random.Random(seed)), bytes)
+
+
 def test_a_slow_target_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuzz.targets.MOST_SECONDS", -1.0)
     with pytest.raises(Finding, match="took"):

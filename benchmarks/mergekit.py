@@ -2,8 +2,8 @@
 
     python benchmarks/mergekit.py mergekit-ties-d1.0 mergekit-ties-d0.2 --python VENV/bin/python [--repeats N] [--json]
 
-VENV is an environment that has mergekit (`OBM_MERGEKIT_PYTHON` names it too). Both run as commands, start-up
-included, float32, on a backbone and three fine-tunes of 1.4 GB each, page cache warm; the tensors that they write are
+VENV is an environment that has mergekit (`OBM_MERGEKIT_PYTHON` names it too). Both run as commands of their own, with
+start-up, float32, on a backbone and three fine-tunes of 1.4 GB each, page cache warm; the tensors that they write are
 compared bit by bit before a figure is printed. Memory is the peak of private anonymous memory (RssAnon, polled every
 5 ms) less that of a process that only has imported what it needs. `ratio` is mergekit's time over ours.
 """

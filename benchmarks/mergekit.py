@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -42,9 +43,10 @@ _REPORT = "; print(next(int(l.split()[1]) for l in open('/proc/self/status') if 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds and peak private anonymous bytes of one command."""
+    """Seconds on the clock, seconds of processors, and peak private anonymous bytes of one command."""
 
     seconds: float
+    cpu_seconds: float
     private_bytes: int
 
 
@@ -59,6 +61,8 @@ class Row:
     bytes: int
     seconds: list[float]
     peer_seconds: list[float]
+    cpu_seconds: list[float]
+    peer_cpu_seconds: list[float]
     ratio: float
     private_bytes: int
     peer_private_bytes: int
@@ -86,7 +90,9 @@ def main() -> int:
         print(json.dumps({"load": os.getloadavg(), "rows": [asdict(row) for row in rows]}))
     for row in [] if arguments.json else rows:
         print(f"{row.case:20} obm {statistics.median(row.seconds):.1f} s  mergekit"
-              f" {statistics.median(row.peer_seconds):.1f} s  {row.ratio:.1f} times faster, memory"
+              f" {statistics.median(row.peer_seconds):.1f} s  {row.ratio:.1f} times faster"
+              f" (processors {statistics.median(row.cpu_seconds):.1f} and"
+              f" {statistics.median(row.peer_cpu_seconds):.1f} s), memory"
               f" {row.private_bytes / 1e6:.0f} of {row.peer_private_bytes / 1e6:.0f} MB (1/{row.memory_ratio:.0f})"
               f"  equal {row.exact}  load {os.getloadavg()[0]:.1f}")  # fmt: skip
     return 0 if all(row.exact for row in rows) else 1
@@ -119,6 +125,8 @@ def measure(name: str, folder: Path, scratch: Path, arguments: argparse.Namespac
         bytes=5 * nbytes,
         seconds=[run.seconds for run in mine],
         peer_seconds=[run.seconds for run in theirs],
+        cpu_seconds=[run.cpu_seconds for run in mine],
+        peer_cpu_seconds=[run.cpu_seconds for run in theirs],
         ratio=statistics.median(b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)),
         private_bytes=mine_bytes,
         peer_private_bytes=their_bytes,
@@ -153,7 +161,7 @@ def yaml_of(folder: Path, density: str) -> str:
 
 def watched(command: list[str]) -> Run:
     """Run a command and watch its private memory."""
-    started, peak = time.perf_counter(), 0
+    started, worked, peak = time.perf_counter(), children_seconds(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     status = Path(f"/proc/{process.pid}/status")
     with tempfile.TemporaryFile() as log:
@@ -167,7 +175,13 @@ def watched(command: list[str]) -> Run:
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{command[0]} failed:\n{(log.read() + process.stderr.read()).decode()[-2000:]}")
-    return Run(seconds, peak)
+    return Run(seconds, children_seconds() - worked, peak)
+
+
+def children_seconds() -> float:
+    """Processor seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def rss_anon(status: Path) -> int:

@@ -94,9 +94,9 @@ class WeightStream:
         stop = Stop()
 
         def make(step: Step) -> Words:
-            place = Place(np.empty(step.spec.numel, words_dtype(step.spec.dtype)))
-            self._make(step, place, stop.check)
-            return place.words.reshape(step.spec.shape)
+            words = np.empty(step.spec.shape, words_dtype(step.spec.dtype))
+            self._make(step, Place(words.reshape(-1)), stop.check)
+            return words
 
         with closing(in_order(self.plan.steps, make, self.threads, stop)) as made:
             for step, words in made:

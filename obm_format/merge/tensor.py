@@ -8,8 +8,8 @@ was handed over. Source: obm-1 clauses 9.3 and 10.3; design, "Maths".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,15 +19,14 @@ from obm_format.codecs.base import Span
 from obm_format.errors import FormatError
 from obm_format.expert.pieces import ExactPieces, Pieces
 from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
-from obm_format.kernels.words import Float32, Words, cast, first_not_finite
-from obm_format.merge.arithmetic import BaseMatrix, Share, Thinning, find_thinning, merge_tensor
+from obm_format.kernels.words import Words, cast, first_not_finite
+from obm_format.merge.arithmetic import BaseMatrix, Share, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.figures import Figures, Piece, count_operands
 from obm_format.merge.meter import Meter
 from obm_format.merge.pieces import DensePieces, pieces_of, words_of
 from obm_format.merge.plan import Contribution, MergePlan, Step
 from obm_format.merge.survey import NO_SURVEY, Survey
-from obm_format.merge.windows import window_values
 from obm_format.model import SignParams, TensorSpec
 from obm_format.taskvector import check_finite_words
 
@@ -198,8 +197,7 @@ class _Maker:
             None if step.routed is None or self._plan.routed is None else Contribution(self._plan.routed, step.routed)
         )
         head = None if routed is None else self._open(routed, rows)
-        thinned = self._thinned(rows, cols)
-        for span in self._spans(base.numel, cols, in_one=thinned is None):
+        for span in self._spans(base.numel, cols, in_one=self._is_thinned):
             shape = (span.size // cols, cols) if rows else (1, span.size)
             words = self._read(span)
             with self._meter.phase("decode"):
@@ -208,9 +206,9 @@ class _Maker:
             out = self._target.room(span)
             with self._meter.phase("merge"):
                 merge_tensor(
-                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype, start=span.start),
+                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype),
                     applied,
-                    self._shares(operands, thinned or {}),
+                    self._shares(operands),
                     recipe=self._plan.recipe,
                     kernels=self._kernels,
                     out=out.reshape(shape),
@@ -250,57 +248,27 @@ class _Maker:
             return ValueOperand(values=np.zeros(shape, np.float32))
         return operand
 
-    def _thinned(self, rows: int, cols: int) -> dict[int, Thinning] | None:
-        """How each task vector is thinned, found in looks at all of its pieces before the first is merged.
+    @property
+    def _is_thinned(self) -> bool:
+        """Whether somebody's elements are chosen among all of the tensor."""
+        return any(self._plan.participants[other.participant].density < 1 for other in self._step.others)
 
-        None where some are costly to decode more than once: then the tensor is made in one piece.
-        """
-        others = [one for one in self._step.others if self._plan.participants[one.participant].density < 1]
-        experts = self._inputs.experts
-        if any(one.record.is_exact and not isinstance(experts[one.participant], DenseFineTune) for one in others):
-            return None
-        found = {}
-        for one in others:
-            with self._meter.phase("decode"):
-                found[one.participant] = self._thinning(one, rows, cols)
-        return found
-
-    def _thinning(self, one: Contribution, rows: int, cols: int) -> Thinning:
-        base, flat = self._step.base, self._base
-        assert base is not None and flat is not None  # noqa: S101, PT018 - others are combined into backbone tensors
-
-        def windows() -> Iterator[tuple[int, Float32]]:
-            pieces = pieces_of(self._inputs.experts[one.participant], one.record, flat, rows)
-            for span in self._spans(base.numel, cols):
-                shape = (span.size // cols, cols) if rows else (1, span.size)
-                words = flat[span.start : span.stop].reshape(shape)
-                yield from (
-                    (span.start + start, values)
-                    for start, values in window_values(pieces.operand(span, shape), words, base.dtype, self._kernels)
-                )
-
-        share = self._share(one, ZeroOperand())
-        return find_thinning(share, base.name, base.numel, windows, self._plan.recipe, self._kernels)
-
-    def _shares(self, operands: Sequence[Operand], thinned: Mapping[int, Thinning]) -> list[Share]:
-        found = {
-            one.participant: replace(self._share(one, operand), thinning=thinned.get(one.participant))
-            for one, operand in zip(self._step.others, operands, strict=True)
-        }
+    def _shares(self, operands: Sequence[Operand]) -> list[Share]:
+        participants, kept = self._plan.participants, self._inputs.survey.kept
+        found: dict[int, Share] = {}
+        for other, operand in zip(self._step.others, operands, strict=True):
+            one = participants[other.participant]
+            found[other.participant] = Share(
+                expert=one.id,
+                weight=one.weight,
+                operand=operand,
+                density=one.density,
+                kept=kept.get((other.participant, other.record.name)),
+            )
         if self._plan.recipe.rules.combine is Combine.MEAN and found:  # a mean counts who brings nothing
-            for place, one in enumerate(self._plan.participants):
+            for place, one in enumerate(participants):
                 found.setdefault(place, Share(expert=one.id, weight=one.weight, operand=ZeroOperand()))
         return [found[place] for place in sorted(found)]
-
-    def _share(self, one: Contribution, operand: Operand) -> Share:
-        participant = self._plan.participants[one.participant]
-        return Share(
-            expert=participant.id,
-            weight=participant.weight,
-            operand=operand,
-            density=participant.density,
-            kept=self._inputs.survey.kept.get((one.participant, one.record.name)),
-        )
 
     def _grow(self, head: Pieces | None) -> None:
         """The rows that only the routed expert has."""

@@ -1,8 +1,8 @@
 """One tensor of a merge, made front to back in pieces that fit into a cache: read, hash, decode, merge, hand over.
 
-Memory is bounded by the pieces, whatever the size of the tensor, but where a method has to see all of it. The
-backbone is hashed as it is read; whether its bytes were right shows at the end, and until then nobody may use what
-was handed over. Source: obm-1 clauses 9.3 and 10.3; design, "Maths".
+Memory is bounded by the pieces, whatever the size of the tensor: a method that has to see all of it before it can
+choose elements looks at it several times. The backbone is hashed as it is read; whether its bytes were right shows at
+the end, and until then nobody may use what was handed over. Source: obm-1 clauses 9.3 and 10.3; design, "Maths".
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from obm_format.codecs.base import Span
 from obm_format.errors import FormatError
 from obm_format.expert.pieces import ExactPieces, Pieces
 from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
-from obm_format.kernels.words import Words, cast, first_not_finite
-from obm_format.merge.arithmetic import BaseMatrix, Share, merge_tensor
+from obm_format.kernels.words import Float32, Words, cast, first_not_finite
+from obm_format.merge.arithmetic import WHOLE, BaseMatrix, Share, Thinning, find_thinning, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.figures import Figures, Piece, count_operands
 from obm_format.merge.meter import Meter
 from obm_format.merge.pieces import DensePieces, pieces_of, words_of
 from obm_format.merge.plan import Contribution, MergePlan, Step
 from obm_format.merge.survey import NO_SURVEY, Survey
+from obm_format.merge.windows import window_values
 from obm_format.model import SignParams, TensorSpec
 from obm_format.taskvector import check_finite_words
 
@@ -197,7 +198,8 @@ class _Maker:
             None if step.routed is None or self._plan.routed is None else Contribution(self._plan.routed, step.routed)
         )
         head = None if routed is None else self._open(routed, rows)
-        for span in self._spans(base.numel, cols, in_one=self._is_thinned):
+        thinnings = [self._thinning(one, rows, cols) for one in step.others]
+        for span in self._spans(base.numel, cols):
             shape = (span.size // cols, cols) if rows else (1, span.size)
             words = self._read(span)
             with self._meter.phase("decode"):
@@ -206,9 +208,9 @@ class _Maker:
             out = self._target.room(span)
             with self._meter.phase("merge"):
                 merge_tensor(
-                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype),
+                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype, start=span.start),
                     applied,
-                    self._shares(operands),
+                    self._shares(operands, thinnings),
                     recipe=self._plan.recipe,
                     kernels=self._kernels,
                     out=out.reshape(shape),
@@ -248,26 +250,43 @@ class _Maker:
             return ValueOperand(values=np.zeros(shape, np.float32))
         return operand
 
-    @property
-    def _is_thinned(self) -> bool:
-        """Whether somebody's elements are chosen among all of the tensor."""
-        return any(self._plan.participants[other.participant].density < 1 for other in self._step.others)
+    def _thinning(self, one: Contribution, rows: int, cols: int) -> Thinning:
+        """How a task vector is thinned: found in looks of its own, so that it need not be held."""
+        share, base = self._share(one, ZeroOperand()), self._step.base
+        assert base is not None  # noqa: S101 - others are combined into backbone tensors
+        if share.density >= 1:
+            return WHOLE
 
-    def _shares(self, operands: Sequence[Operand]) -> list[Share]:
-        participants, kept = self._plan.participants, self._inputs.survey.kept
+        def windows() -> Iterator[tuple[int, Float32]]:
+            source = self._open(one, rows)
+            for span in self._spans(base.numel, cols):
+                shape = (span.size // cols, cols) if rows else (1, span.size)
+                words, operand = self._read(span), source.operand(span, shape)
+                for start, values in window_values(operand, words.reshape(shape), base.dtype, self._kernels):
+                    yield span.start + start, values
+            source.finish()
+
+        with self._meter.phase("merge"):
+            return find_thinning(share, base.name, base.numel, windows, self._plan.recipe, self._kernels)
+
+    def _share(self, one: Contribution, operand: Operand, thinning: Thinning | None = None) -> Share:
+        participant = self._plan.participants[one.participant]
+        return Share(
+            expert=participant.id,
+            weight=participant.weight,
+            operand=operand,
+            density=participant.density,
+            kept=self._inputs.survey.kept.get((one.participant, one.record.name)),
+            thinning=thinning,
+        )
+
+    def _shares(self, operands: Sequence[Operand], thinnings: Sequence[Thinning]) -> list[Share]:
         found: dict[int, Share] = {}
-        for other, operand in zip(self._step.others, operands, strict=True):
-            one = participants[other.participant]
-            found[other.participant] = Share(
-                expert=one.id,
-                weight=one.weight,
-                operand=operand,
-                density=one.density,
-                kept=kept.get((other.participant, other.record.name)),
-            )
+        for one, operand, thinning in zip(self._step.others, operands, thinnings, strict=True):
+            found[one.participant] = self._share(one, operand, thinning)
         if self._plan.recipe.rules.combine is Combine.MEAN and found:  # a mean counts who brings nothing
-            for place, one in enumerate(participants):
-                found.setdefault(place, Share(expert=one.id, weight=one.weight, operand=ZeroOperand()))
+            for place, expert in enumerate(self._plan.participants):
+                found.setdefault(place, Share(expert=expert.id, weight=expert.weight, operand=ZeroOperand()))
         return [found[place] for place in sorted(found)]
 
     def _grow(self, head: Pieces | None) -> None:
@@ -289,10 +308,10 @@ class _Maker:
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
-    def _spans(self, numel: int, cols: int, *, in_one: bool = False) -> Iterator[Span]:
-        """The elements in pieces of whole rows, or in one where the method has to see all of them."""
+    def _spans(self, numel: int, cols: int) -> Iterator[Span]:
+        """The elements in pieces of whole rows."""
         row_nbytes = self._step.spec.dtype.itemsize * cols
-        size = max(1, numel) if in_one else max(1, self._inputs.piece_nbytes // row_nbytes) * cols
+        size = max(1, self._inputs.piece_nbytes // row_nbytes) * cols
         for start in range(0, numel, size):
             self._check()
             yield Span(start, min(numel, start + size))

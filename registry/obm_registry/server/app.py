@@ -16,6 +16,7 @@ from obm_registry.server.api.routes import API_ROUTES
 from obm_registry.server.credentials import Unauthorized, challenge
 from obm_registry.server.guard import Guard
 from obm_registry.server.oci import blobs, lists, manifests, token, uploads
+from obm_registry.server.pages.views import PAGE_ROUTES, refuse
 from obm_registry.server.replies import error_reply
 from obm_registry.server.settings import Server
 
@@ -46,7 +47,8 @@ OCI_ROUTES = [
 def make_app(server: Server) -> ASGIApp:
     """The ASGI application of a server."""
     app = Starlette(
-        routes=[*OCI_ROUTES, *API_ROUTES], exception_handlers={ObmError: _refuse, HTTPException: _refuse_route}
+        routes=[*OCI_ROUTES, *API_ROUTES, *PAGE_ROUTES],
+        exception_handlers={ObmError: _refuse, HTTPException: _refuse_route},
     )
     app.add_exception_handler(Exception, _fail)
     app.state.server = server
@@ -56,6 +58,8 @@ def make_app(server: Server) -> ASGIApp:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, ObmError)  # noqa: S101 - registered for this class
+    if _is_page(request):
+        return refuse(request, error)
     headers: dict[str, str] = {}
     if isinstance(error, Unauthorized):
         headers = challenge(request, error)
@@ -86,7 +90,15 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
         refusal, code = RegistryError("bad_method", "this cannot be done here", where=request.method), "UNSUPPORTED"
     else:
         refusal, code = RegistryError("not_found", "there is nothing here"), "NAME_UNKNOWN"
+    if _is_page(request):
+        return refuse(request, refusal)
     return error_reply(refusal, code, error.headers)
+
+
+def _is_page(request: Request) -> bool:
+    """Whether somebody looks at the page, rather than a client at the registry or the API."""
+    path = request.url.path
+    return not path.startswith(("/v2", "/api/", "/healthz/")) and path != "/openapi.json"
 
 
 async def _fail(request: Request, error: Exception) -> Response:

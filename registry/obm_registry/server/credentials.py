@@ -83,7 +83,7 @@ def _identify(server: Server, header: str) -> Identity:
     elif kind.lower() != "bearer":
         raise RegistryError("unauthorized", "unknown kind of credentials", expected="Bearer or Basic")
     if value.startswith(PREFIX):
-        return _identify_session(server, value)
+        return identify_shown(server, value)
     token = check_token(server.registry, value)
     return _known(caller_of(server.registry, token, strangers=server.strangers), token)
 
@@ -92,7 +92,12 @@ def _known(caller: Caller, token: Token | None = None) -> Identity:
     return Identity(caller=caller, owner=caller, token=token)
 
 
-def _identify_session(server: Server, value: str) -> Identity:
+def identify_shown(server: Server, value: str) -> Identity:
+    """Who shows a short-lived token.
+
+    Raises:
+        RegistryError: `unauthorized`.
+    """
     now = server.registry.clock()
     session = server.sessions.read(value, now)
     if not session.public_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 
@@ -131,23 +132,54 @@ async def _receive(request: Request, upload: Upload) -> int:
     server = server_of(request)
     receiver = uploads.Receiver(server.registry, upload, max_nbytes=server.ceilings.blob_nbytes)
     await in_thread(receiver.__enter__)
-    gathered, size = [], 0
+    writer = _Writer(receiver)
     try:
         try:
             async for chunk in request.stream():
-                gathered.append(chunk)
-                size += len(chunk)
-                if size >= SEND_NBYTES:
-                    await in_thread(receiver.write, b"".join(gathered))
-                    gathered, size = [], 0
+                await writer.take(chunk)
         except (ClientDisconnect, Stalled):
-            await in_thread(receiver.write, b"".join(gathered))
+            await writer.flush()
             raise
-        await in_thread(receiver.write, b"".join(gathered))
+        await writer.flush()
     finally:
         with anyio.CancelScope(shield=True):
+            await writer.settle()
             await in_thread(receiver.__exit__, None, None, None)
     return receiver.received
+
+
+class _Writer:
+    """Hands a body to a thread a MiB at a time, and gathers the next while one is hashed and written."""
+
+    def __init__(self, receiver: uploads.Receiver) -> None:
+        self._receiver = receiver
+        self._gathered: list[bytes] = []
+        self._size = 0
+        self._writing: asyncio.Task[None] | None = None
+
+    async def take(self, chunk: bytes) -> None:
+        """Take some bytes; waits for the disk when two batches are on the way."""
+        self._gathered.append(chunk)
+        self._size += len(chunk)
+        if self._size >= SEND_NBYTES:
+            await self._write()
+
+    async def flush(self) -> None:
+        """Write what is left, and wait for it."""
+        await self._write()
+        if self._writing is not None:
+            await self._writing
+
+    async def _write(self) -> None:
+        if self._writing is not None:
+            await self._writing
+        data, self._gathered, self._size = b"".join(self._gathered), [], 0
+        self._writing = asyncio.create_task(in_thread(self._receiver.write, data))
+
+    async def settle(self) -> None:
+        """Wait until no thread writes any more, however that ends."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
 
 
 def _progress(status_code: int, name: str, session: str, received: int) -> Response:

@@ -1,6 +1,8 @@
-"""A journal of unfinished uploads: where each goes on, so that a push that was killed sends only the rest.
+"""A journal of uploads: where an unfinished one goes on, and which repository got a blob.
 
-One small file per upload, readable by its owner alone, since the address of an upload can hold a secret.
+So a push that was killed sends only the rest, and a second repository of a registry can have a blob without its
+being sent again. One small file per note, readable by its owner alone: the address of an upload can hold a
+secret.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 from obm_format.errors import ObmError
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.strictjson import encode_json, parse_json
+from obm_registry.refs import is_repository
 
 MAX_AGE_S = 7 * 86_400
 _MAX_NBYTES = 65_536
@@ -41,26 +44,42 @@ class Journal:
 
     def get(self, origin: str, repository: str, digest: str) -> Unfinished | None:
         """The note of an upload; None when there is none, or it cannot be read."""
-        with contextlib.suppress(OSError, ObmError, KeyError, TypeError):
-            document = parse_json(self._path(origin, repository, digest).read_bytes(), max_nbytes=_MAX_NBYTES, where="")
-            if not isinstance(document, dict) or time.time() - document["at"] > MAX_AGE_S:
-                return None
-            location, offset = document["location"], document["offset"]
-            if isinstance(location, str) and type(offset) is int and offset >= 0:
-                return Unfinished(location=location, offset=offset)
+        document = self._read(self._path(origin, repository, digest)) or {}
+        location, offset = document.get("location"), document.get("offset")
+        if isinstance(location, str) and type(offset) is int and offset >= 0:
+            return Unfinished(location=location, offset=offset)
         return None
 
     def put(self, origin: str, repository: str, digest: str, note: Unfinished) -> None:
         """Write the note of an upload."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         document = {"at": int(time.time()), "location": note.location, "offset": note.offset}
-        path = self._path(origin, repository, digest)
+        self._write(self._path(origin, repository, digest), document)
+
+    def _write(self, path: Path, document: dict[str, object]) -> None:
         draft = path.with_name(f"{path.stem}.{secrets.token_hex(6)}.part")
         # not flushed: a power cut may cost the note, which costs a chunk
-        with disk_errors(str(path)), open(draft, "xb", opener=_private) as file:
-            file.write(encode_json(document))
         with disk_errors(str(path)):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(draft, "xb", opener=_private) as file:
+                file.write(encode_json(document))
             draft.replace(path)
+
+    def _read(self, path: Path) -> dict[str, object] | None:
+        with contextlib.suppress(OSError, ObmError):
+            document = parse_json(path.read_bytes(), max_nbytes=_MAX_NBYTES, where="")
+            at = document.get("at") if isinstance(document, dict) else None
+            if isinstance(document, dict) and type(at) is int and time.time() - at < MAX_AGE_S:
+                return document
+        return None
+
+    def learn(self, origin: str, digest: str, repository: str) -> None:
+        """Note that a repository of a registry has a blob."""
+        self._write(self._path(origin, "", digest), {"at": int(time.time()), "repository": repository})
+
+    def whereabouts(self, origin: str, digest: str) -> str | None:
+        """A repository of a registry that had the blob lately; None when none is known."""
+        name = (self._read(self._path(origin, "", digest)) or {}).get("repository")
+        return name if isinstance(name, str) and is_repository(name) else None
 
     def drop(self, origin: str, repository: str, digest: str) -> None:
         """Forget an upload, and others that are too old to go on."""

@@ -22,6 +22,7 @@ from obm_registry.client.store import ReadFrom
 from obm_registry.manifest.oci import Descriptor
 
 CHUNK_NBYTES = 8 * MIB
+LEAST_MOUNTED = 4096  # smaller blobs are sent: a note costs as much
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
 _NO_CHUNKS = (400, 404, 405, 411, 501)
 
@@ -48,14 +49,13 @@ class Uploads:
         self._journal = journal
         self._origin = str(session.origin)
 
-    def send(self, repository: str, blob: Descriptor, read: ReadFrom, mount: str | None = None) -> int:
-        """Send a blob.
+    def send(self, repository: str, blob: Descriptor, read: ReadFrom) -> int:
+        """Send a blob, unless another repository of the registry got it lately and this one may have it from there.
 
         Args:
             repository: where to.
             blob: digest and size.
             read: gives its bytes from an offset on.
-            mount: a repository of the same registry that may have it.
 
         Returns:
             The number of bytes that went out for it; 0 when it was mounted.
@@ -65,11 +65,13 @@ class Uploads:
         """
         upload = self._resume(repository, blob)
         if upload is None:
-            upload = self._begin(repository, blob, mount)
+            upload = self._begin_or_mount(repository, blob)
             if upload is None:
                 return 0
         sent = self._send_all(repository, blob, read, upload)
         self._journal.drop(self._origin, repository, blob.digest)
+        if blob.size >= LEAST_MOUNTED:
+            self._journal.learn(self._origin, blob.digest, repository)
         return sent
 
     def _send_all(self, repository: str, blob: Descriptor, read: ReadFrom, upload: _Upload) -> int:
@@ -126,6 +128,17 @@ class Uploads:
         if upload is None:
             raise RegistryError("network", "the registry mounts what nobody asked it to", where=repository)
         return upload
+
+    def _begin_or_mount(self, repository: str, blob: Descriptor) -> _Upload | None:
+        known = self._journal.whereabouts(self._origin, blob.digest)
+        if known is None or known == repository:
+            return self._begin(repository, blob, None)
+        try:
+            return self._begin(repository, blob, known)
+        except RegistryError as error:
+            if error.reason == "network":
+                raise
+            return self._begin(repository, blob, None)  # whoever may write here may not read there
 
     def _begin(self, repository: str, blob: Descriptor, mount: str | None) -> _Upload | None:
         """Start an upload; None when the blob was mounted instead."""

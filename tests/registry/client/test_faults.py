@@ -12,7 +12,7 @@ from pathlib import Path
 
 import client_jobs
 import pytest
-from client_parts import open_there
+from client_parts import log_in, open_there
 from fault_proxy import Fault, FaultProxy, Seen, fault_proxy
 
 from obm_format.errors import RegistryError
@@ -198,7 +198,8 @@ def test_a_push_that_broke_off_goes_on_where_it_was(
     pushed = registry.push(expert, ref)
     total = pushed.sent_bytes + pushed.reused_bytes
     assert proxy.sent == pushed.sent_bytes == total - first
-    assert list((tmp_path / "cache" / "uploads").iterdir()) == []
+    notes = [path.read_text() for path in (tmp_path / "cache" / "uploads").iterdir()]
+    assert not any("location" in note for note in notes)
     registry.pull(ref, tmp_path / "out.obm")
     assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
 
@@ -215,6 +216,33 @@ def test_a_note_that_leads_elsewhere_is_not_followed(
         note.write_text('{"at": 99999999999, "location": "http://evil.example/x", "offset": 5}')
     pushed = registry.push(expert, ref)
     assert registry.resolve(ref).id == pushed.id
+
+
+def test_a_blob_goes_to_a_second_repository_without_being_sent(
+    proxy: FaultProxy, registry: ClientRegistry, ref: str, base: Path, expert: Path, tmp_path: Path
+) -> None:
+    registry.push(expert, ref)
+    second = f"acme/second{next(_numbers)}"
+    registry.add_backbone(base, second)
+    proxy.reset()
+    pushed = registry.push(expert, f"{second}:chat")
+    small = expert.stat().st_size - 8 * 5056  # what is smaller than a note is sent
+    assert proxy.sent == pushed.sent_bytes < small + 1000
+    assert any("mount=" in seen.path and "from=" in seen.path for seen in proxy.seen)
+    registry.pull(f"{second}:chat", tmp_path / "out.obm")
+    assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
+
+
+def test_a_mount_that_is_refused_is_sent(
+    proxy: FaultProxy, registry: ClientRegistry, ref: str, base: Path, expert: Path
+) -> None:
+    registry.push(expert, ref)
+    second = f"acme/second{next(_numbers)}"
+    registry.add_backbone(base, second)
+    proxy.reset()
+    proxy.rule = lambda seen: Fault(status=403) if "mount=" in seen.path else None
+    pushed = registry.push(expert, f"{second}:chat")
+    assert pushed.sent_bytes >= expert.stat().st_size
 
 
 def kill_at(proxy: FaultProxy, number: int, fault: Fault, child: multiprocessing.process.BaseProcess) -> None:
@@ -263,6 +291,42 @@ def test_a_killed_push_ends_well_the_next_time(
     lost = 4 * client_jobs.CHUNK + (client_jobs.SEGMENT if cut else 0)
     assert proxy.sent <= total - before + lost
     registry.pull(ref, tmp_path / "out.obm")
+    assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
+
+
+@pytest.mark.parametrize("number", [2, *[pytest.param(n, marks=pytest.mark.slow) for n in range(5, 42, 3)]])
+@pytest.mark.parametrize("cut", [0, 300])
+def test_on_our_own_server_a_killed_push_loses_nothing_that_arrived(
+    own: tuple[str, str],
+    base: Path,
+    expert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    cut: int,
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_NBYTES", client_jobs.SEGMENT)
+    monkeypatch.setattr(upload, "CHUNK_NBYTES", client_jobs.CHUNK)
+    repository = f"acme/killed{next(_numbers)}"
+    with fault_proxy(own[0]) as proxy:
+        log_in(proxy.address, own[1], tmp_path)
+        with open_there(proxy.address, tmp_path) as registry:
+            registry.add_backbone(base, repository)
+        proxy.reset()
+        arguments = (proxy.address, tmp_path, expert, f"{repository}:chat")
+        child = children().Process(target=client_jobs.push, args=arguments)
+        kill_at(proxy, number, Fault(cut_request=cut), child)
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        before = proxy.sent
+        proxy.reset()
+        with open_there(proxy.address, tmp_path) as registry:
+            pushed = registry.push(expert, f"{repository}:chat")
+            assert proxy.sent == pushed.sent_bytes
+            # the other threads' chunks were stopped by the proxy before they arrived
+            assert proxy.sent <= pushed.sent_bytes + pushed.reused_bytes - before + 4 * client_jobs.CHUNK
+            registry.pull(f"{repository}:chat", tmp_path / "out.obm")
     assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
 
 

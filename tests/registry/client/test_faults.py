@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import client_jobs
+import httpx
 import pytest
 from client_parts import log_in, open_there
 from fault_proxy import Fault, FaultProxy, Seen, fault_proxy
+from registry_files import write_expert
 
 from obm_format.errors import RegistryError
 from obm_registry.client import transfer, upload
 from obm_registry.client.http import Patience
 from obm_registry.client.registry import ClientRegistry
 from obm_registry.manifest import segments
+from obm_registry.manifest.oci import IMAGE_INDEX, OciManifest, encode_manifest
 
 ONCE = Patience(stall_s=20.0, attempts=1)
 _numbers = itertools.count()
@@ -243,6 +246,28 @@ def test_a_mount_that_is_refused_is_sent(
     proxy.rule = lambda seen: Fault(status=403) if "mount=" in seen.path else None
     pushed = registry.push(expert, f"{second}:chat")
     assert pushed.sent_bytes >= expert.stat().st_size
+
+
+def test_an_index_of_referrers_that_others_overwrite_is_written_again(
+    stock: str, proxy: FaultProxy, registry: ClientRegistry, ref: str, base: Path, expert: Path, tmp_path: Path
+) -> None:
+    repository = ref.partition(":")[0]
+    registry.push(write_expert(tmp_path / "first.obm", base, seed=3), f"{repository}:first")
+    proxy.reset()
+    empty = encode_manifest(OciManifest(media_type=IMAGE_INDEX))
+    count = itertools.count(1)
+
+    def rule(seen: Seen) -> None:
+        # whenever the client looks whether its entry is there, somebody who knew of none has just written
+        if seen.method == "GET" and "/manifests/sha256-" in seen.path and next(count) in (2, 3):
+            url = f"http://{stock}{seen.path}"
+            done = httpx.put(url, content=empty, headers={"Content-Type": IMAGE_INDEX}, trust_env=False)
+            assert done.status_code == 201
+
+    proxy.rule = rule  # type: ignore[assignment]
+    registry.push(expert, ref)
+    assert next(count) >= 5
+    assert registry.backbone(repository).n_experts == 2
 
 
 def kill_at(proxy: FaultProxy, number: int, fault: Fault, child: multiprocessing.process.BaseProcess) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from obm_format.progress import silent
-from obm_registry.client.referrers import fallback_tag
-from obm_registry.client.store import FoundManifest, ReadFrom, Store, TagRule
+from obm_registry.client.store import FoundManifest, ReadFrom, Store
 from obm_registry.client.transfer import push_blobs, read_whole
 from obm_registry.manifest.attached import attach
 from obm_registry.manifest.oci import IMAGE_MANIFEST, Descriptor, parse_manifest
@@ -38,9 +37,7 @@ def publish_attached(
     subject = Descriptor(media_type=media_type, digest=found.digest, size=len(found.body))
     package = attach(subject, artifact_type, layers, annotations)
     push_blobs(store, repository, [(row, _reader(data)) for row, data in package.blobs], silent)
-    # a tag of its own, so that no client that rewrites an index of referrers can lose it
-    own = f"{fallback_tag(found.digest)[:80]}.{package.digest.partition(':')[2][:16]}"
-    store.put_manifest(repository, package.body, IMAGE_MANIFEST, TagRule(name=own, now=None))
+    store.put_manifest(repository, package.body, IMAGE_MANIFEST)
     return package.digest
 
 

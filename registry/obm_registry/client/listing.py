@@ -28,6 +28,7 @@ from obm_registry.refs import Ref, is_digest, printable
 BACKBONE_TAG = "backbone"
 MAX_EXPERT_CONFIG = 1 << 20
 _THREADS = 8
+_WITHDRAWN = "withdrawn: "  # how our own server's warning begins
 
 
 def find_table(store: Store, repository: str, found: FoundManifest) -> BackboneTable:
@@ -133,8 +134,14 @@ def _row(store: Store, shown: str, repository: str, tag: str, found: FoundManife
         fingerprint=_text(stated, "backbone"),
         pushed_by="",
         pushed_at="",
-        yanked=is_withdrawn(store, repository, found.digest) or None,
+        yanked=_noted(found) or is_withdrawn(store, repository, found.digest) or None,
     )
+
+
+def _noted(found: FoundManifest) -> str:
+    """Why our own server says that a manifest was withdrawn; "" when it does not."""
+    marks = (text.removeprefix(_WITHDRAWN) for text in found.warnings if text.startswith(_WITHDRAWN))
+    return next(marks, "")
 
 
 def _stated(store: Store, repository: str, manifest: OciManifest) -> dict[str, object]:

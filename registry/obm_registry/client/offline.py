@@ -77,8 +77,12 @@ class OfflineStore:
         """See `Store.remove_manifest`; refused."""
         self._refuse(repository)
 
-    def history(self, repository: str, tag: str | None) -> list[reports.LogEntry]:
-        """The moves of a tag; refused."""
+    def history(self, repository: str, tag: str) -> list[reports.LogEntry]:
+        """See `Extras.history`; refused."""
+        self._refuse(repository)
+
+    def withdraw(self, repository: str, digest: str, reason: str, *, undo: bool) -> bool:
+        """See `Extras.withdraw`; refused."""
         self._refuse(repository)
 
     def _refuse(self, what: str) -> NoReturn:

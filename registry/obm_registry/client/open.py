@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from obm_format.errors import UsageError
 from obm_registry.client.cache import Cache
 from obm_registry.client.credentials import Credential, CredentialFile, read_secret
-from obm_registry.client.history import no_history, remote_history
+from obm_registry.client.extras import NoExtras, ServerExtras
 from obm_registry.client.http import Patience, Request, Session
 from obm_registry.client.journal import Journal
 from obm_registry.client.layout import LayoutFiles, LayoutStore
@@ -59,14 +59,14 @@ def open_client(url: str, places: Places, *, patience: Patience | None = None) -
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme in ("file", "s3"):
         files = _folder(url) if scheme == "file" else _bucket(url)
-        return ClientRegistry(LayoutStore(files), cache, None, no_history(files.name))
+        return ClientRegistry(LayoutStore(files), cache, None, NoExtras(files.name))
     origin = parse_origin(url)
     if places.offline:
         store = OfflineStore(origin.authority, cache)
-        return ClientRegistry(store, cache, origin.authority, store.history)
+        return ClientRegistry(store, cache, origin.authority, store)
     session = Session(origin, _credentials(places), patience)
     remote = RemoteStore(session, Journal(places.cache / "uploads"))
-    return ClientRegistry(remote, cache, origin.authority, remote_history(session))
+    return ClientRegistry(remote, cache, origin.authority, ServerExtras(session))
 
 
 def _credentials(places: Places) -> Callable[[Origin], Credential | None]:

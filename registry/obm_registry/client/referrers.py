@@ -1,8 +1,9 @@
 """The referrers of a manifest on a registry that keeps no list of them: an index under the tag `sha256-<hex>`.
 
-Clients maintain it, several at once and without any lock. What makes that safe for experts: each is tagged before
-its writer touches the index, and a writer goes on until the index that it reads back holds every tagged referrer
-that there is by then. So whoever writes last has seen all. Source: OCI Distribution v1.1, "Referrers Tag Schema".
+Clients maintain it, several at once and without any lock. What makes that safe: each referrer is tagged before its
+writer touches the index, and a writer goes on until the index that it reads back holds every tagged referrer that
+there is by then. So whoever writes last has seen all. A referrer without a tag gets one that no list shows. Source:
+OCI Distribution v1.1, "Referrers Tag Schema".
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def fallback_tag(digest: str) -> str:
     """The tag of the index of the referrers of `digest`."""
     algorithm, _, digits = digest.partition(":")
     return f"{algorithm}-{digits}"[:128]
+
+
+def tag_of_referrer(subject: str, body: bytes) -> str:
+    """A tag for a referrer that has none, so that no client that rewrites the index can lose it."""
+    return f"{fallback_tag(subject)[:80]}.{digest_of(body).partition(':')[2][:16]}"
 
 
 def describe_referrer(body: bytes, media_type: str | None) -> Descriptor:

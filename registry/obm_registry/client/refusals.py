@@ -75,6 +75,11 @@ def refusal(status: int, body: bytes, where: str) -> ObmError:
     )
 
 
+def is_own_refusal(body: bytes) -> bool:
+    """Whether a refusal is one of our own server: it names one of our reasons."""
+    return str(_envelope(body)[2].get("reason", "")) in REASONS
+
+
 def _envelope(body: bytes) -> tuple[str, str, dict[str, object]]:
     """Code, message and detail of the first error; empty where there is none."""
     try:

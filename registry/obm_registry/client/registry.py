@@ -20,7 +20,7 @@ from obm_format.progress import Progress, silent
 from obm_registry import reports
 from obm_registry.client.attachments import publish_attached, read_signatures
 from obm_registry.client.cache import Cache
-from obm_registry.client.history import History
+from obm_registry.client.extras import Extras
 from obm_registry.client.listing import BACKBONE_TAG, find_table, list_backbone, list_experts, require_room
 from obm_registry.client.store import FoundManifest, ReadFrom, Store, TagRule
 from obm_registry.client.transfer import push_blobs
@@ -57,14 +57,14 @@ class ClientRegistry:
         store: the other side; closed with the registry.
         cache: where pulled experts are kept.
         host: what a reference may begin with.
-        history: who tells how a tag moved.
+        extras: what OCI has no word for.
     """
 
-    def __init__(self, store: Store, cache: Cache, host: str | None, history: History) -> None:
+    def __init__(self, store: Store, cache: Cache, host: str | None, extras: Extras) -> None:
         self._store = store
         self._cache = cache
         self._host = host
-        self._history = history
+        self._extras = extras
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +297,9 @@ class ClientRegistry:
     def log(self, ref: str) -> list[reports.LogEntry]:
         """See `ExpertRegistry.log`; a stock registry does not tell."""
         where = self._parse(ref)
-        return self._history(where.repository, where.tag)
+        names = [where.tag] if where.tag is not None else self._store.tags(where.repository)
+        events = [event for name in names for event in self._extras.history(where.repository, name)]
+        return sorted(events, key=lambda event: event.at, reverse=True) if where.tag is None else events
 
     def remove(self, ref: str) -> reports.Named:
         """See `ExpertRegistry.remove`."""
@@ -319,14 +321,19 @@ class ClientRegistry:
         return reports.Named(ref=str(where), manifest_digest=found.digest)
 
     def yank(self, ref: str, *, reason: str = "", undo: bool = False) -> reports.Named:
-        """See `ExpertRegistry.yank`; the mark is a manifest that refers to the expert, so it travels with it."""
+        """See `ExpertRegistry.yank`.
+
+        Our own server notes it; elsewhere the mark is a manifest that refers to the expert, and travels with it.
+        """
         where, found, _ = self._find_expert(ref)
-        withdraw(self._store, where.repository, found, reason=reason, undo=undo)
+        noted = self._extras.withdraw(where.repository, found.digest, reason, undo=undo)
+        if undo or not noted:
+            withdraw(self._store, where.repository, found, reason=reason, undo=undo)
         return reports.Named(ref=str(where), manifest_digest=found.digest)
 
     def _parse(self, ref: str) -> Ref:
         where = parse_ref(ref)
-        if where.host is not None and where.host != self._host:
+        if where.host is not None and where.host not in (self._host, f"{self._host}:443"):
             raise UsageError(
                 "bad_ref", "the reference names another registry", where=ref, expected=self._host or where.repository
             )

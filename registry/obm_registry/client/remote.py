@@ -15,7 +15,7 @@ from obm_format.errors import RegistryError
 from obm_registry.client.http import Reply, Request, Session
 from obm_registry.client.journal import Journal
 from obm_registry.client.origin import follow, origin_of, shown
-from obm_registry.client.referrers import FallbackIndex, is_fallback_tag
+from obm_registry.client.referrers import FallbackIndex, is_fallback_tag, tag_of_referrer
 from obm_registry.client.store import FoundManifest, ReadFrom, TagRule
 from obm_registry.client.upload import Uploads
 from obm_registry.manifest.oci import (
@@ -91,6 +91,15 @@ class RemoteStore:
         self, repository: str, body: bytes, media_type: str, tag: TagRule | None = None
     ) -> tuple[str, ...]:
         """See `Store.put_manifest`; a stock registry does not hold the rule, and the last one wins there."""
+        reply = self._put(repository, body, media_type, tag)
+        subject = parse_manifest(body, media_type=media_type).subject
+        if subject is not None and "OCI-Subject" not in reply.headers:
+            if tag is None:
+                self._put(repository, body, media_type, TagRule(name=tag_of_referrer(subject.digest, body), now=None))
+            self._fallback.add(repository, body, media_type)
+        return _warnings(reply)
+
+    def _put(self, repository: str, body: bytes, media_type: str, tag: TagRule | None) -> Reply:
         digest, headers = digest_of(body), {"Content-Type": media_type}
         if tag is not None:
             headers |= {"If-None-Match": "*"} if tag.now is None else {"If-Match": f'"{tag.now}"'}
@@ -107,9 +116,7 @@ class RemoteStore:
                 expected=digest,
                 got=printable(promised),
             )
-        if "OCI-Subject" not in reply.headers and parse_manifest(body, media_type=media_type).subject is not None:
-            self._fallback.add(repository, body, media_type)
-        return _warnings(reply)
+        return reply
 
     def digest_of_tag(self, repository: str, tag: str) -> str | None:
         """The digest that a tag names, without its body where the registry tells it; None when there is none."""

@@ -231,12 +231,22 @@ def test_remove_a_tag(kind: str, there: ExpertRegistry, expert: Path, repository
 
 def test_log(kind: str, there: ExpertRegistry, expert: Path, repository: str) -> None:
     there.push(expert, f"{repository}:a")
-    if kind != "embedded":
+    if kind in ("stock", "file"):
         with pytest.raises(RegistryError) as caught:
             there.log(f"{repository}:a")
         assert reason(caught) == "unsupported"
         return
-    assert len(there.log(f"{repository}:a")) == 1
+    there.push(expert, f"{repository}:b")
+    (event,) = there.log(f"{repository}:a")
+    assert (event.tag, event.old_digest, event.new_digest) == (
+        "a",
+        None,
+        there.resolve(f"{repository}:a").manifest_digest,
+    )
+    assert {"a", "b"} <= {event.tag for event in there.log(repository)}
+    with pytest.raises(RegistryError) as caught:
+        there.log(f"{repository}:never")
+    assert reason(caught) == "not_found"
 
 
 # --- experts that refer to a base vector ------------------------------------------------------------------------

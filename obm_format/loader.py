@@ -8,6 +8,7 @@ Source: design, "Loader".
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -31,6 +32,9 @@ from obm_format.model import DType, Kind, TensorSpec
 if TYPE_CHECKING:
     import torch
 
+    from obm_format.device.placement import Placement
+
+logger = logging.getLogger(__name__)
 BUDGET_NBYTES = 1 << 30
 _TORCH = {
     DType.BOOL: "bool",
@@ -78,12 +82,13 @@ class Loader:
         experts: paths of `.obm` files; base vectors of `rtvq` experts may be among them, or lie beside them.
         budget_bytes: most bytes of packed experts that are kept in memory; the least recently used go first.
             What does not fit is read from its file each time.
-        device: where the weights are; only "cpu" so far.
-        kernels: who computes; by default the fastest at hand.
+        device: where the weights are: "cpu", "cuda", or "cuda:1" and so on. For CUDA they are merged there, where
+            triton is installed and the recipe's arithmetic is the kernels'; else on the CPU, and a log line says why.
+        kernels: who computes; by default the fastest at hand. With kernels given, all is merged by them.
 
     Raises:
         ObmError: a file cannot be opened.
-        UsageError: `usage`, another device, or a budget below 0.
+        UsageError: `usage`, a device that is not there, or a budget below 0.
     """
 
     def __init__(
@@ -95,10 +100,10 @@ class Loader:
         *,
         kernels: Kernels | None = None,
     ) -> None:
-        if device != "cpu":
-            raise UsageError("usage", "this version loads to the CPU only", got=device)
         if budget_bytes < 0:
             raise UsageError("usage", "the budget is a number of bytes", got=budget_bytes)
+        self._device = check_device(device)
+        self._placement = None if device == "cpu" or kernels is not None else _placement(self._device)
         self._kernels = kernels
         self._lock = threading.Lock()
         self._base = open_checkpoint(base)
@@ -122,7 +127,8 @@ class Loader:
     def activate(self, target: Mapping[str, torch.Tensor], recipe: Recipe) -> Activation:
         """Merge by `recipe` and copy the result into tensors that exist, whose storage stays where it is.
 
-        One activation runs at a time, from whatever threads. Needs memory for all merged tensors once.
+        One activation runs at a time, from whatever threads. Needs memory for all merged tensors once: that of the
+        device where they are merged there.
 
         Args:
             target: tensors by the names of the merged checkpoint, for instance `model.state_dict()`. Tensors
@@ -137,10 +143,11 @@ class Loader:
             ObmError: as `WeightStream`; `target` has its old values then.
         """
         with self._lock:
-            stream = WeightStream(self._base, self._residents.experts(), recipe, kernels=self._kernels)
+            experts = self._residents.experts()
+            stream = WeightStream(self._base, experts, recipe, kernels=self._kernels)
             specs = stream.metadata()
-            check_target(target, specs)
-            staged = {spec.name: as_torch(words, spec.dtype) for spec, words in stream}
+            check_target(target, specs, self._device)
+            staged = self._staged(stream, experts, recipe, target)
             self.active = None  # from here on neither the old weights nor the new ones, until all are copied
             _commit(target, staged)
             self.active = Activation(
@@ -151,6 +158,16 @@ class Loader:
                 nbytes=stream.plan.bytes_written,
             )
             return self.active
+
+    def _staged(
+        self, stream: WeightStream, experts: Sequence[Expert], recipe: Recipe, target: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """All merged tensors: on the device where its kernels do the whole merge, else on the CPU."""
+        if self._placement is not None:
+            if self._placement.can_make(stream.plan):
+                return self._placement.stage(self._base, experts, recipe, target)
+            logger.info("merging on the CPU for %s: the recipe trims, or combines in a peer's way", self._device)
+        return {spec.name: as_torch(words, spec.dtype) for spec, words in stream}
 
 
 class Residents:
@@ -210,7 +227,28 @@ class Residents:
             self._files.pop().close()
 
 
-def check_target(target: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec]) -> None:
+def check_device(device: str) -> str:
+    """The device by its full name, with its number for CUDA.
+
+    Raises:
+        UsageError: `usage`: it is not there, or torch is not (`missing_dependency`).
+    """
+    if device == "cpu":
+        return device
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(
+            "missing_dependency", "torch is not installed", hint="pip install 'obm-format[torch]'"
+        ) from error
+    there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found = f"cuda:{torch.cuda.current_device()}" if device == "cuda" and len(there) > 1 else device
+    if found not in there:
+        raise UsageError("usage", "there is no such device", expected=", ".join(there), got=device)
+    return found
+
+
+def check_target(target: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec], device: str) -> None:
     """Refuse tensors that merged weights cannot be copied into one to one.
 
     Raises:
@@ -222,12 +260,12 @@ def check_target(target: Mapping[str, torch.Tensor], specs: Sequence[TensorSpec]
             raise UsageError("usage", "the target has no such tensor", where=spec.name)
         expected = f"{torch_name(spec.dtype)}{list(spec.shape)}"
         got = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-        if expected != got or tensor.device.type != "cpu":
+        if expected != got or str(tensor.device) != device:
             raise UsageError(
                 "usage",
                 "the target's tensor does not fit",
                 where=spec.name,
-                expected=f"{expected} on cpu",
+                expected=f"{expected} on {device}",
                 got=f"{got} on {tensor.device}",
                 hint="a recipe with `dtype` casts the merged weights",
             )
@@ -255,6 +293,20 @@ def as_torch(words: Words, dtype: DType) -> torch.Tensor:
     own = words.copy() if not words.flags.writeable or words.base is not None else words
     flat = torch.from_numpy(np.ascontiguousarray(own).reshape(-1).view(np.uint8))
     return flat.view(getattr(torch, torch_name(dtype))).reshape(words.shape)
+
+
+def _placement(device: str) -> Placement | None:
+    """What merges on a CUDA device, or None where it cannot."""
+    import torch
+
+    from obm_format.device import device_kernels
+
+    kernels = device_kernels(torch.device(device))
+    if kernels is None:
+        return None
+    from obm_format.device.placement import Placement
+
+    return Placement(torch.device(device), kernels)
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int]:

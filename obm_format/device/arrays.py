@@ -1,10 +1,12 @@
 """`contract.Kernels` over arrays by kernels over tensors: every call uploads, computes on the device, and downloads.
 
-What a merge writes may stay on the device: its output may be a tensor of words there instead of an array.
+What a merge writes may stay on the device: there its output may be a tensor of words, in the guise of an array. May be
+called from several threads, as far as `upload` may.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 
 from obm_format.device.operands import FLOATS, Upload, place_operand, place_sign
 from obm_format.device.triton import TritonKernels
+from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Counts,
     Float64,
     Operand,
     SignOperand,
@@ -30,7 +34,7 @@ from obm_format.kernels.contract import (
     check_same_words,
     check_weights,
 )
-from obm_format.kernels.words import Float32, Words
+from obm_format.kernels.words import Float32, Words, first_not_finite
 from obm_format.model import DType
 
 
@@ -48,6 +52,8 @@ class DeviceKernels:
     def __init__(self, kernels: TritonKernels, upload: Upload) -> None:
         self._kernels = kernels
         self._upload = upload
+        self._host = select_kernels(1)
+        self._launching = threading.Lock()  # neither the interpreter nor a first compilation is for several threads
 
     def subtract(self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType) -> Float32:
         """See `Kernels.subtract`."""
@@ -93,20 +99,34 @@ class DeviceKernels:
     ) -> None:
         """See `Kernels.merge`."""
         check_operands(base, base_dtype, [*others] if routed is None else [*others, routed])
-        check_output(out, out_dtype, base.shape)
         check_weights(others, weights)
+        target: Any = out
+        stays = isinstance(target, torch.Tensor)
+        if not stays:
+            check_output(out, out_dtype, base.shape)
         placed = self._placed(base, base_dtype)
-        result = torch.empty(base.shape, dtype=FLOATS[out_dtype], device=placed.device)
-        self._kernels.merge(
-            placed,
-            None if routed is None else place_operand(routed, self._upload),
-            [place_operand(other, self._upload) for other in others],
-            combine=combine,
-            weights=weights,
-            lam=lam,
-            out=result,
-        )
-        out[...] = _array(result.view(torch.uint16 if result.element_size() == 2 else torch.uint32))
+        operands = [None if one is None else place_operand(one, self._upload) for one in (routed, *others)]
+        result = target if stays else torch.empty(base.shape, dtype=FLOATS[out_dtype], device=placed.device)
+        with self._launching:
+            self._kernels.merge(
+                placed,
+                operands[0],
+                [one for one in operands[1:] if one is not None],
+                combine=combine,
+                weights=weights,
+                lam=lam,
+                out=result.view(FLOATS[out_dtype]),
+            )
+        if not stays:
+            out[...] = _array(result.view(torch.uint16 if result.element_size() == 2 else torch.uint32))
+
+    def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
+        """See `Kernels.count_magnitudes`; trims are chosen on the host, for which nothing is uploaded."""
+        self._host.count_magnitudes(values, high, counts)
+
+    def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
+        """See `Kernels.keep_largest`, on the host."""
+        return self._host.keep_largest(values, threshold, last)
 
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""
@@ -118,6 +138,13 @@ class DeviceKernels:
         """See `Kernels.moved`."""
         check_same_words(a, b)
         return self._kernels.moved(self._upload(a), self._upload(b))
+
+    def first_not_finite(self, words: Words, dtype: DType) -> int | None:
+        """See `Kernels.first_not_finite`; `words` may be a tensor on the device."""
+        if not isinstance(words, torch.Tensor):
+            return first_not_finite(words, dtype)
+        finite = torch.isfinite(words.view(FLOATS[dtype])).reshape(-1)
+        return None if bool(finite.all()) else int((~finite).nonzero()[0])
 
     def _placed(self, words: Words, dtype: DType) -> torch.Tensor:
         return self._upload(words).view(FLOATS[dtype])

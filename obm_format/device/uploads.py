@@ -8,6 +8,7 @@ buffers, and no stream. Not yet shown on hardware.
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-BUFFER_NBYTES = 32 << 20
+BUFFER_NBYTES = 8 << 20
 BUFFERS = 3
 _VIEWS = {"u1": torch.uint8, "u2": torch.uint16, "u4": torch.uint32, "u8": torch.uint64, "f4": torch.float32}
 
@@ -29,7 +30,7 @@ class _Buffer:
 
 
 class Uploads:
-    """What copies arrays to one device; for one thread at a time.
+    """What copies arrays to one device; each thread that calls it has buffers of its own.
 
     Args:
         device: where to.
@@ -39,6 +40,27 @@ class Uploads:
 
     def __init__(self, device: torch.device, buffer_nbytes: int = BUFFER_NBYTES, buffers: int = BUFFERS) -> None:
         self.device = device
+        self._sizes = buffer_nbytes, buffers
+        self._of_thread = threading.local()
+
+    def __call__(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A tensor of its own on the device with the elements of `array`: words, sign bits or float32.
+
+        What the current stream launches afterwards sees it whole.
+        """
+        if not hasattr(self._of_thread, "ring"):
+            self._of_thread.ring = _Ring(self.device, *self._sizes)
+        ring: _Ring = self._of_thread.ring
+        flat = np.ascontiguousarray(array).reshape(-1)
+        out = ring.copied(flat.view(np.uint8))
+        return out.view(_VIEWS[array.dtype.str[1:]]).reshape(array.shape)
+
+
+class _Ring:
+    """The buffers and the stream of one thread."""
+
+    def __init__(self, device: torch.device, buffer_nbytes: int, buffers: int) -> None:
+        self._device = device
         self._is_cuda = device.type == "cuda"
         self._stream: Any = torch.cuda.Stream(device) if self._is_cuda else None
         self._ring = [
@@ -46,21 +68,16 @@ class Uploads:
         ]
         self._next = 0
 
-    def __call__(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A tensor of its own on the device with the elements of `array`: words, sign bits or float32.
-
-        What the current stream launches afterwards sees it whole.
-        """
-        flat = np.ascontiguousarray(array).reshape(-1)
-        with self._copying():
-            out = torch.empty(flat.nbytes, dtype=torch.uint8, device=self.device)
-            if flat.nbytes:
-                self._copy(flat.view(np.uint8), out)
+    def copied(self, data: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Some bytes on the device."""
+        with torch.cuda.stream(self._stream) if self._is_cuda else contextlib.nullcontext():
+            out = torch.empty(data.size, dtype=torch.uint8, device=self._device)
+            self._copy(data, out)
         if self._is_cuda:
-            current = torch.cuda.current_stream(self.device)
+            current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
             out.record_stream(current)  # its memory may not be given to the next upload before the kernel ends
-        return out.view(_VIEWS[array.dtype.str[1:]]).reshape(array.shape)
+        return out
 
     def _copy(self, data: npt.NDArray[np.uint8], out: torch.Tensor) -> None:
         size = self._ring[0].memory.numel()
@@ -75,9 +92,3 @@ class Uploads:
             if self._is_cuda:
                 buffer.is_free = torch.cuda.Event()
                 buffer.is_free.record(self._stream)
-
-    def _copying(self) -> contextlib.AbstractContextManager[object]:
-        context: contextlib.AbstractContextManager[object] = (
-            torch.cuda.stream(self._stream) if self._is_cuda else contextlib.nullcontext()
-        )
-        return context

@@ -244,6 +244,10 @@ class Kernels(Protocol):
         """Elements whose words differ between two arrays of one shape and word width."""
         ...
 
+    def first_not_finite(self, words: Words, dtype: DType) -> int | None:
+        """Flat index of the first element that is NaN or infinite, or None."""
+        ...
+
 
 def check_operands(base: Words, base_dtype: DType, operands: Sequence[Operand]) -> None:
     """Refuse a backbone matrix and operands that do not fit together.

@@ -230,6 +230,10 @@ class NumbaKernels:
         )
         return sum(counts)
 
+    def first_not_finite(self, words: Words, dtype: DType) -> int | None:
+        """See `Kernels.first_not_finite`."""
+        return self._reference.first_not_finite(words, dtype)
+
     def _values(self, operand: Operand, base: Words | None, base_dtype: DType, out: Float32) -> None:
         rows, cols = (1, out.size) if base is not None else out.shape
         addresses = _Addresses([operand])

@@ -33,7 +33,7 @@ from obm_format.kernels.contract import (
     check_weights,
     combined_is_absent,
 )
-from obm_format.kernels.words import Float32, Words, cast, from_float32, to_float32
+from obm_format.kernels.words import Float32, Words, cast, first_not_finite, from_float32, to_float32
 from obm_format.model import DType
 
 SUM_BLOCK = 65_536  # obm-1 clause 11.3: elements of a block
@@ -156,6 +156,10 @@ class ReferenceKernels:
         flat_a, flat_b = a.reshape(-1), b.reshape(-1)
         blocks = (slice(start, start + _ROW_BLOCK) for start in range(0, a.size, _ROW_BLOCK))
         return sum(int(np.count_nonzero(flat_a[block] != flat_b[block])) for block in blocks)
+
+    def first_not_finite(self, words: Words, dtype: DType) -> int | None:
+        """See `Kernels.first_not_finite`."""
+        return first_not_finite(words, dtype)
 
 
 def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -36,7 +36,7 @@ class Target(Protocol):
     """Where one tensor goes."""
 
     def room(self, span: Span) -> Words:
-        """Flat words for some elements of the output, to be filled and handed to `put`."""
+        """Flat words for some elements of the output, to be filled by the kernels and handed to `put`."""
         ...
 
     def put(self, span: Span, words: Words) -> None:
@@ -323,7 +323,7 @@ class _Maker:
     def _check_finite(self, words: Words, first: int) -> None:
         # obm-1 clause 9.3
         spec = self._step.spec
-        index = first_not_finite(words, spec.dtype)
+        index = self._kernels.first_not_finite(words, spec.dtype)
         if index is not None:
             raise FormatError(
                 "not_finite",

@@ -200,3 +200,12 @@ def test_moved_counts_words_that_differ(kernels: Kernels, dtype: type[np.unsigne
     b[2, 99_999] ^= dtype(64)
     assert kernels.moved(a, b) == 2
     assert kernels.moved(a[:0], b[:0]) == 0
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F32])
+def test_the_first_element_that_is_not_finite_is_found(kernels: Kernels, dtype: DType) -> None:
+    words = from_float32(np.array([[1, -0.0], [1e-45, 2]], np.float32), dtype)
+    assert kernels.first_not_finite(words, dtype) is None
+    for bad in (np.inf, -np.inf, np.nan):
+        words[1] = from_float32(np.array([bad, bad], np.float32), dtype)
+        assert kernels.first_not_finite(words, dtype) == 2

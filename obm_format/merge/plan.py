@@ -121,11 +121,6 @@ class Step:
         parts = sum(layout.nbytes for other in self.others for layout in part_layouts(other.record))
         return parts + self.base.nbytes
 
-    @property
-    def peak_nbytes(self) -> int:
-        """Upper estimate of its private memory: the output, and a float32 array per operand."""
-        return self.spec.nbytes + 4 * self.spec.numel * (1 + len(self.others))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergePlan:
@@ -187,12 +182,6 @@ class MergePlan:
     def bytes_written(self) -> int:
         """Bytes of all tensors of the output."""
         return sum(spec.nbytes for spec in self.specs)
-
-    @property
-    def peak_private_bytes(self) -> int:
-        """Upper estimate of the private memory for tensors: two steps are under way at a time."""
-        largest = sorted((step.peak_nbytes for step in self.steps), reverse=True)
-        return sum(largest[:2])
 
 
 def plan_merge(base: Mapping[str, TensorSpec], experts: Sequence[Header], recipe: Recipe) -> MergePlan:

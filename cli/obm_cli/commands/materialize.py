@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from obm_format.errors import UsageError
 
 if TYPE_CHECKING:
     from obm_format.merge import MergeReport, Recipe
+
+
+OUTPUT_REASONS = frozenset({"exists", "not_found", "disk_full"})  # what has nothing to do with the plan
 
 
 @click.command("materialize")
@@ -114,7 +118,7 @@ def command(
     elif router is not None and text is not None:
         chosen = _routed_by(chosen, expert_path(router, registry), text)
     if dry_run:
-        _dry_run(chosen, paths, refs, as_json=as_json)
+        _dry_run(chosen, paths, refs, out, threads, as_json=as_json)
         return
     _check_report(report, str(out))
     from obm_format.merge import materialize
@@ -200,30 +204,54 @@ def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:
     return dataclasses.replace(recipe, route=decision.route)
 
 
-def _dry_run(recipe: Recipe, paths: list[Path], refs: tuple[str, ...], *, as_json: bool) -> None:
+def _dry_run(
+    recipe: Recipe, paths: list[Path], refs: tuple[str, ...], out: str | None, threads: int | None, *, as_json: bool
+) -> None:
     from obm_format.merge import plan_merge
+    from obm_format.merge.execute import PIECE_NBYTES
     from obm_format.merge.folder import open_sources
+    from obm_format.merge.preview import needs, refusals
 
+    threads = threads or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         base, experts = open_sources(str(recipe.backbone), paths, stack, refs)
-        plan = plan_merge(base.tensors, experts, recipe)
+        refused = refusals(base.tensors, experts, recipe, None if out is None else Path(out).absolute())
+        if any(error.reason not in OUTPUT_REASONS for error in refused):
+            plan, would = None, {}
+        else:
+            plan = plan_merge(base.tensors, experts, recipe)
+            would = dataclasses.asdict(needs(plan, threads=threads, piece_nbytes=PIECE_NBYTES))
     payload = {
         "dry_run": True,
         "method": recipe.method.value,
-        "route": plan.route,
+        "route": None if plan is None else plan.route,
         "lam": recipe.lam,
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "peak_private_bytes": plan.peak_private_bytes,
+        "threads": threads,
+        **would,
+        "refused": [{"reason": one.reason, "where": one.where, "message": one.message} for one in refused],
     }
+    output.emit("materialize", payload, as_json=as_json, human=lambda: _print_preview(payload))
+    if refused:
+        raise refused[0]
 
-    def human() -> None:
-        output.say(f"would write {len(plan.specs)} tensors by {recipe.method.value}, route {plan.route or 'none'}")
-        output.say(f"  read    {output.nbytes(plan.bytes_read)}")
-        output.say(f"  write   {output.nbytes(plan.bytes_written)}")
-        output.say(f"  memory  {output.nbytes(plan.peak_private_bytes)} at most for tensors")
 
-    output.emit("materialize", payload, as_json=as_json, human=human)
+def _print_preview(payload: dict[str, Any]) -> None:
+    if "tensors" in payload:
+        how = f"{payload['method']}, route {payload['route'] or 'none'}, lam {payload['lam']:g}"
+        output.say(f"would write {payload['tensors']} tensors by {how}")
+        looked = f", {payload['looks']} looks at the experts first among them" if payload["looks"] else ""
+        output.say(f"  read      {output.nbytes(payload['bytes_read'])}{looked}")
+        output.say(f"  write     {output.nbytes(payload['bytes_written'])}")
+        output.say(
+            f"  memory    about {output.nbytes(payload['peak_private_bytes'])} at most for tensors"
+            f" on {payload['threads']} threads"
+        )
+        if payload["left_out"]:
+            output.say(f"  left out  {len(payload['left_out'])} task vectors: another shape, or no floating dtype")
+    for one in payload["refused"]:
+        output.say(f"  refused   {one['where'] or ''}: {one['message']} ({one['reason']})")
+    if not payload["refused"]:
+        output.say("  refused   nothing that headers tell; weights are checked as they are read")
 
 
 def _print(made: MergeReport, recipe: Recipe, out: str) -> None:

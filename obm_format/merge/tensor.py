@@ -19,7 +19,7 @@ from obm_format.codecs.base import Span
 from obm_format.errors import FormatError
 from obm_format.expert.pieces import ExactPieces, Pieces
 from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
-from obm_format.kernels.words import Float32, Words, cast, first_not_finite
+from obm_format.kernels.words import Float32, Words, cast
 from obm_format.merge.arithmetic import WHOLE, BaseMatrix, Share, Thinning, find_thinning, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.figures import Figures, Piece, count_operands

@@ -26,11 +26,18 @@ class WordPieces(Pieces, Protocol):
 
 
 class DensePieces:
-    """A dense fine-tune's own words, as they lie in its map."""
+    """A dense fine-tune's own words, as they lie in its map.
 
-    def __init__(self, source: DenseFineTune, name: str) -> None:
+    Args:
+        source: the fine-tune.
+        name: the tensor, in backbone coordinates.
+        is_look: whether this is but a look: whoever merges the tensor checks it.
+    """
+
+    def __init__(self, source: DenseFineTune, name: str, *, is_look: bool = False) -> None:
         self._spec, words = source.words(name)
         self._words = words.reshape(-1)
+        self._is_look = is_look
         self._at = 0
 
     def operand(self, span: Span, shape: tuple[int, int]) -> Operand:
@@ -44,7 +51,8 @@ class DensePieces:
             CheckpointError: `not_finite_input`.
         """
         words = self._words[self._at : self._at + count]
-        check_finite_words(words, self._spec, "fine-tune", self._at)
+        if not self._is_look:
+            check_finite_words(words, self._spec, "fine-tune", self._at)
         self._at += count
         return words
 
@@ -53,10 +61,10 @@ class DensePieces:
         self.take(self._words.size - self._at)
 
 
-def pieces_of(source: Source, record: TensorRecord, base: Words | None, rows: int) -> Pieces:
-    """The task vector of a tensor in pieces; arguments as of `expert.pieces.open_pieces`."""
+def pieces_of(source: Source, record: TensorRecord, base: Words | None, rows: int, *, is_look: bool = False) -> Pieces:
+    """The task vector of a tensor in pieces; arguments as of `expert.pieces.open_pieces` and `DensePieces`."""
     if isinstance(source, DenseFineTune):
-        return DensePieces(source, record.name)
+        return DensePieces(source, record.name, is_look=is_look)
     return open_pieces(source, record.name, base, rows)
 
 

@@ -258,7 +258,8 @@ class _Maker:
             return WHOLE
 
         def windows() -> Iterator[tuple[int, Float32]]:
-            source = self._open(one, rows)
+            expert = self._inputs.experts[one.participant]
+            source = pieces_of(expert, one.record, self._base, rows, is_look=True)
             for span in self._spans(base.numel, cols):
                 shape = (span.size // cols, cols) if rows else (1, span.size)
                 words, operand = self._read(span), source.operand(span, shape)

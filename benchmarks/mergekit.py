@@ -31,6 +31,7 @@ from synthetic import Noise, specs, tuned, write_base
 
 from obm_format.checkpoint import open_checkpoint
 from obm_format.checkpoint_writer import CheckpointWriter
+from obm_format.kernels import select_kernels
 from obm_format.model import DType
 
 LAYERS, VOCABULARY = 1, 16000
@@ -56,6 +57,7 @@ class Row:
 
     case: str
     dtype: str
+    kernel: str
     threads: int
     output: str
     bytes: int
@@ -107,6 +109,7 @@ def measure(name: str, folder: Path, scratch: Path, arguments: argparse.Namespac
     ours += [word for one in NAMES for word in ("--expert", str(folder / one))]
     ours += ["--method", "ties", "--density", density, "--compat", "mergekit", "--threads", str(arguments.threads)]
     peer = [str(Path(arguments.python).parent / "mergekit-yaml"), str(config), str(peer_out), "--no-copy-tokenizer"]
+    nbytes = 5 * sum(spec.nbytes for spec in specs(LAYERS, VOCABULARY, DType.F32))
     mine, theirs, exact = [], [], True
     for _ in range(arguments.repeats):
         theirs.append(watched(peer))
@@ -116,13 +119,13 @@ def measure(name: str, folder: Path, scratch: Path, arguments: argparse.Namespac
         shutil.rmtree(peer_out)
     mine_bytes = max(run.private_bytes for run in mine) - idle(sys.executable, OUR_IDLE)
     their_bytes = max(run.private_bytes for run in theirs) - idle(arguments.python, PEER_IDLE)
-    nbytes = sum(spec.nbytes for spec in specs(LAYERS, VOCABULARY, DType.F32))
     return Row(
         case=name,
         dtype="F32",
+        kernel=select_kernels().name,
         threads=arguments.threads,
         output="file",
-        bytes=5 * nbytes,
+        bytes=nbytes,
         seconds=[run.seconds for run in mine],
         peer_seconds=[run.seconds for run in theirs],
         cpu_seconds=[run.cpu_seconds for run in mine],

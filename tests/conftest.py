@@ -1,6 +1,7 @@
 """For the whole suite.
 
-Under `OBM_CI=1` a skip is a failure, because a missing component would hide there. GPU kernels run in Triton's
+Under `OBM_CI=1` a skip is a failure, because a missing component would hide there, and hypothesis draws the same
+examples each time. No example is too slow: machines are busy. GPU kernels run in Triton's
 interpreter on the CPU, unless `OBM_TEST_DEVICE=cuda` (`make test-gpu`) sends them to a device.
 """
 
@@ -11,6 +12,15 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "obm",
+    deadline=None,
+    derandomize=os.environ.get("OBM_CI") == "1",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("obm")
 
 if not os.environ.get("OBM_TEST_DEVICE", "cpu").startswith("cuda"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported

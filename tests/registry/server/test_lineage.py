@@ -16,7 +16,7 @@ from obm_format.container.sources import PathSource
 from obm_format.model import DType, TensorSpec
 from obm_registry.embedded import open_embedded
 from obm_registry.manifest.backbone import BackbonePackage, BackboneTensor, package_backbone, tabulate
-from obm_registry.manifest.expert import EXPERT_TYPE, ExpertPackage, package_expert, segment_chunks
+from obm_registry.manifest.expert import EXPERT_TYPE, ExpertPackage, package_expert
 from obm_registry.manifest.oci import Descriptor, describe, digest_of, encode_manifest, parse_manifest
 from obm_registry.server.home import open_home
 from obm_registry.service.namespaces import set_namespace_rules
@@ -42,8 +42,8 @@ def push_layers(client: httpx.Client, repo: str, file: Path, subject: Descriptor
     with Container.open(source) as container:
         package = package_expert(container, source, subject)
         push_blob(client, repo, package.config)
-        for _, segment in package.layers:
-            push_blob(client, repo, b"".join(segment_chunks(source, segment)))
+        for layer in package.layers:
+            push_blob(client, repo, b"".join(layer.chunks()))
     return package
 
 
@@ -157,7 +157,7 @@ def test_s20_a_hostile_index_is_refused(admin: httpx.Client, repo: str, files: P
     package = push_layers(admin, repo, files / "chat.obm", backbone.descriptor)
     manifest = parse_manifest(package.body)
     whole = (files / "chat.obm").read_bytes()
-    header = whole[: package.layers[0][1].nbytes]
+    header = whole[: package.layers[0].segment.nbytes]
     for data in (b"", b"\xff" * 8, header[:-1], header.replace(b"w0", b"w9"), b"\x00" * len(header)):
         push_blob(admin, repo, data)
         index = dataclasses.replace(manifest.layers[0], digest=digest_of(data), size=len(data))

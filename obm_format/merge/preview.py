@@ -1,7 +1,6 @@
 """What a merge would read, write, need and refuse, from headers alone: `--dry-run`.
 
-Never reads a weight and never writes. Memory follows what `tensor` does: a piece per thread, or a whole tensor where
-it has to be decoded once and looked at as a whole.
+Never reads a weight and never writes. Memory follows what `tensor` does: a piece of one tensor per thread.
 """
 
 from __future__ import annotations
@@ -110,18 +109,16 @@ def _output_refusals(out: Path, nbytes: int) -> list[ObmError]:
 
 
 def _step_nbytes(step: Step, plan: MergePlan, piece_nbytes: int) -> int:
-    """Private memory while one tensor is made: its output and operands, a piece or all of them, and windows."""
+    """Private memory while one tensor is made: a piece of its output and operands, and windows."""
     dense = {place for place, one in enumerate(plan.participants) if not one.vouches}
-    thinned = [one for one in step.others if plan.participants[one.participant].density < 1]
-    whole = any(one.record.is_exact and one.participant not in dense for one in thinned)
-    piece = max(1, piece_nbytes // step.spec.dtype.itemsize)
-    numel = step.spec.numel if whole else min(step.spec.numel, piece)
+    thinned = any(plan.participants[one.participant].density < 1 for one in step.others)
+    numel = min(step.spec.numel, max(1, piece_nbytes // step.spec.dtype.itemsize))
     records = [one.record for one in step.others if one.participant not in dense]
     if step.routed is not None and plan.routed not in dense:
         records.append(step.routed)
     operands = sum(_operand_nbytes(record, numel) for record in records)
     windows = 4 * (3 * len(step.others) + 4) * min(numel, 2 * WINDOW) if step.others else 0
-    drawn = 24 * min(numel, WINDOW) * (plan.recipe.arithmetic.cut is Cut.RANDOM and bool(thinned))
+    drawn = 24 * min(numel, WINDOW) * (plan.recipe.arithmetic.cut is Cut.RANDOM and thinned)
     return numel * step.spec.dtype.itemsize + operands + windows + drawn
 
 

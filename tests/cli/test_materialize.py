@@ -16,7 +16,6 @@ from obm_cli.main import main
 from obm_format.checkpoint import open_checkpoint
 from obm_format.kernels.words import to_float32
 from obm_format.model import DType
-from obm_format.route import Decision
 
 Ask = Callable[..., tuple[int, dict[str, Any], dict[str, Any]]]
 NAME = "model.norm.weight"
@@ -79,24 +78,42 @@ def test_bad_flags_are_usage(ask: Ask, flags: list[str], reason: str) -> None:
     assert not Path("out").exists()
 
 
-def test_soft_route_by_weights_and_by_a_router(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soft_route_by_weights(ask: Ask) -> None:
     status, made, _ = ask(*BASE, "--route", "soft", "--weight", "math=0.75", "--weight", "chat=0.25", "-o", "out")
     assert (status, made["method"], made["route"]) == (0, "routing", "soft")
     base, math, chat = (values(name) for name in ("base", "math", "chat"))
     wanted = base + (np.float32(0.75) * (math - base) + np.float32(0.25) * (chat - base))
     assert np.array_equal(values("out"), wanted)
-
-    class Router:
-        def route(self, texts: list[str], backbone: str) -> list[Decision]:
-            assert (texts, backbone) == (["two plus two"], "base")
-            return [Decision(route="math", probabilities={"math": 0.75, "chat": 0.25, "none": 0.0})]
-
-    monkeypatch.setattr("obm_format.route.load_router", lambda path: Router())
-    routed = ("--router", "r.obm", "--input", "two plus two")
-    assert ask(*BASE, "--route", "soft", *routed, "-o", "soft")[1]["recipe"] == made["recipe"]
-    assert np.array_equal(values("soft"), wanted)
     assert ask(*BASE, "--route", "soft", "-o", "none")[2]["reason"] == "route_needed"
-    assert ask(*BASE, "--method", "routing", *routed, "-o", "hard")[1]["route"] == "math"
+
+
+def test_soft_route_by_a_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_models import WORDS, save_model, tiny_llama, tuned
+
+    from obm_format.route import load_router, train_router
+
+    monkeypatch.chdir(tmp_path)
+    save_model(tiny_llama(), tmp_path / "base")
+    for seed, name in enumerate(("colour", "number"), 1):
+        save_model(tuned(tiny_llama(), seed), tmp_path / name)
+    prompts = {
+        "colour": [f"the {word} thing" for word in WORDS[:6]],
+        "number": [f"{word} is a" for word in WORDS[6:12]],
+    }
+    train_router("base", prompts, "r.obm")
+    text = "the red thing and one"
+    experts = ("materialize", "--base", "base", "--expert", "colour", "--expert", "number", "--json")
+    assert main([*experts, "--router", "r.obm", "--input", text, "--route", "soft", "-o", "soft"]) == 0
+    by_router = json.loads(capfd.readouterr().out)
+    (decision,) = load_router("r.obm").route([text], "base")
+    weights = [flag for name, p in decision.probabilities.items() for flag in ("--weight", f"{name}={p!r}")]
+    assert main([*experts, "--route", "soft", *weights, "-o", "given"]) == 0
+    given = json.loads(capfd.readouterr().out)
+    assert (by_router["route"], by_router["recipe"]) == ("soft", given["recipe"])
+    assert main([*experts, "--router", "r.obm", "--input", text, "--route", "colour", "-o", "hard"]) == 0
+    assert json.loads(capfd.readouterr().out)["route"] == "colour"
 
 
 def test_dry_run_says_what_it_takes(ask: Ask) -> None:

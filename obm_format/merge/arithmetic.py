@@ -117,8 +117,8 @@ def merge_tensor(
     lam = recipe.lam if arithmetic.combine else 0.0
     target = Target(out.reshape(job.view), out_dtype, lam)
     weights = [share.weight for share, _ in pairs]
-    known = kernel_combine(arithmetic, weights) if zero_is_positive else None
-    if known is not None and (not pairs or all(how is WHOLE for _, how in pairs)):
+    known = kernel_combine(arithmetic, weights, zero_is_positive=zero_is_positive)
+    if known is not None and all(how is WHOLE for _, how in pairs):
         job.merge(slice(None), job.operands, known, weights, target)
         return
     for rows in row_windows(job.view):
@@ -137,12 +137,16 @@ def _brings_nothing(share: Share, how: Thinning) -> bool:
     return isinstance(share.operand, ZeroOperand) or how.choice == KEEP_NONE
 
 
-def kernel_combine(arithmetic: Arithmetic, weights: Sequence[float]) -> Combine | None:
+def kernel_combine(
+    arithmetic: Arithmetic, weights: Sequence[float], *, zero_is_positive: bool = True
+) -> Combine | None:
     """What the kernels' `merge` calls this way of combining; None where it has no word for it."""
     same = all(weight == 1 for weight in weights)
     match arithmetic.combine:
-        case None:
-            return Combine.SUM
+        case _ if not weights:
+            return Combine.SUM  # of nothing
+        case Combine.TIES if not zero_is_positive:
+            return None
         case Combine.SUM if arithmetic.divisor is Divisor.NONE:
             return Combine.SUM
         case Combine.MEAN if same and arithmetic.divisor is Divisor.WEIGHTS and not arithmetic.whole:

@@ -12,6 +12,7 @@ from pathlib import Path
 from obm_format.checkpoint import Checkpoint, open_checkpoint
 from obm_format.container.manifest import new_names
 from obm_format.container.reader import Defect
+from obm_format.container.table import pool_part_name
 from obm_format.errors import FormatError, ObmError
 from obm_format.expert import Expert, References, open_expert
 from obm_format.model import Kind, TensorSpec
@@ -75,7 +76,9 @@ def verify_expert(
             defects = expert.verify("deep" if deep else "parts", progress=progress)
             return Verification(id=expert.id, level=level, defects=defects + lacking)
         with open_checkpoint(base) as backbone:
-            defects = expert.verify("parts", progress=progress) or list(backbone_defects(expert, backbone))
+            defects = expert.verify("parts", progress=progress)
+            if all(defect.where != pool_part_name("digests") for defect in defects):
+                defects += backbone_defects(expert, backbone)
             defects = defects or list(_fingerprint_defects(expert, backbone))
             if deep and not defects:
                 defects = expert.verify_tensors(backbone.words, base_checked=True)

@@ -70,3 +70,24 @@ def test_deep_verification_still_finds_another_backbone(files: tuple[Path, Path]
     write_checkpoint(tmp_path / "other", held)
     found = verify_expert(path, base=tmp_path / "other", deep=True)
     assert {defect.reason for defect in found.defects} == {"base_digest"}
+
+
+def test_damaged_part_and_wrong_backbone_are_both_listed(files: tuple[Path, Path], tmp_path: Path) -> None:
+    base, path = files
+    data = bytearray(path.read_bytes())
+    data[-64] ^= 1  # the last part
+    (tmp_path / "x.obm").write_bytes(data)
+    others: Tensors = {name: (DType.BF16, brains(7, 0.02)) for name in (SIGN_NAME, EXACT_NAME)}
+    write_checkpoint(tmp_path / "other", others)
+    found = verify_expert(tmp_path / "x.obm", base=tmp_path / "other").defects
+    assert sorted(defect.reason for defect in found) == ["base_digest", "base_digest", "part_digest"]
+    assert [defect.reason for defect in verify_expert(tmp_path / "x.obm", base=base).defects] == ["part_digest"]
+
+
+def test_without_the_digests_nothing_is_held_against_the_backbone(files: tuple[Path, Path], tmp_path: Path) -> None:
+    base, path = files
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1
+    (tmp_path / "x.obm").write_bytes(data)
+    found = verify_expert(tmp_path / "x.obm", base=base, deep=True).defects
+    assert [(defect.reason, defect.where) for defect in found] == [("part_digest", "#digests")]

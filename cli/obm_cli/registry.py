@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from obm_cli import output, settings
+from obm_format.errors import UsageError
 
 if TYPE_CHECKING:
     from obm_registry.client.open import Places
@@ -81,6 +82,8 @@ def expert_path(text: str, registry: str | None = None) -> Path:
 
     What was pulled is kept in the cache by its artifact id.
     """
+    if not text:
+        raise UsageError("usage", "an empty word names no expert", hint="name a file or a reference")
     path = Path(text)
     if text.endswith(".obm") or path.exists():
         return path

@@ -107,7 +107,8 @@ def load_torch_file(path: Path) -> Mapping[str, torch.Tensor]:
             (`bad_checkpoint`).
     """
     if not path.is_file():
-        raise CheckpointError("not_found", "no such file", where=str(path))
+        kind = "is no plain file" if path.exists() else "no such file"
+        raise CheckpointError("not_found", kind, where=str(path), hint="name the .pt file")
     torch = import_torch()
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -159,9 +159,8 @@ class Expert:
             name: tensor name in backbone coordinates.
             base: the backbone tensor; only exact tensors with a counterpart need it.
             rows: rows along the first dimension; None: all.
-            planes: most planes of `sign1` to read, from the first one on; bits of the others are not touched. Other
-                encodings have none. None: all.
-            base_checked: the digest of `base` has been checked.
+            planes: read the bits of these first planes of `sign1` alone; other encodings have none. None: all.
+            base_checked: see the class.
 
         Returns:
             float32[rows, *shape[1:]]; read-only where a tensor did not change.
@@ -217,10 +216,9 @@ class Expert:
             UsageError: `usage`, a backbone tensor is needed, or less than one plane asked for.
         """
         record = first_planes(self._record(name), planes)
-        params = record.params
-        if isinstance(params, ZeroParams):
+        if isinstance(record.params, ZeroParams):
             return ZeroOperand()
-        if isinstance(params, SignParams) and rows in (None, params.rows):
+        if isinstance(record.params, SignParams) and rows in (None, record.params.rows):
             return sign1.operand(record, RecordParts(self.container, record))
         view = matrix_shape(record, rows)
         if record.is_exact:
@@ -484,7 +482,7 @@ class Expert:
     def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None, base_checked: bool) -> None:
         missing = isinstance(record.params, RtvqParams) and self.manifest.refs[record.params.ref] not in self._refs
         if base is not None and record.base is not None and record.has_difference:
-            self.values(record.name, base(record.base.name))
+            self.values(record.name, base(record.base.name), base_checked=base_checked)
         elif record.mode is not Mode.DELTA and isinstance(record.params, RawParams):
             self.exact(record.name)
         elif record.base is None:

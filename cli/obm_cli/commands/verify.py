@@ -63,14 +63,16 @@ def command(
 
     def human() -> None:
         for defect in result.defects:
-            output.say(f"{defect.reason}: {defect.where}: {output.printable(defect.detail)}")
+            place = "" if defect.detail.startswith(defect.where) else f"{defect.where}: "
+            output.say(f"{defect.reason}: {output.printable(place + defect.detail)}")
         if result.ok:
             output.say(f"{path}: sound ({result.level})")
             output.say(f"  id  {result.id}")
             for name in signed_by:
                 output.say(f"  signed by  {output.printable(name)}")
         else:
-            output.say(f"{path}: {len(result.defects)} defects")
+            count = len(result.defects)
+            output.say(f"{path}: {count} defect{'s' if count > 1 else ''}")
 
     payload: dict[str, object] = {
         "ok": result.ok,

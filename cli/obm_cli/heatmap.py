@@ -31,6 +31,9 @@ p, caption { color: var(--soft); text-align: left; } code { overflow-wrap: anywh
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
 th { color: var(--soft); } th:first-child, td:first-child, .facts td { text-align: left; }
+.scroll td, .scroll th { white-space: nowrap; } summary { cursor: pointer; }
+dl { color: var(--soft); display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }
+dt { color: var(--text); } dd { margin: 0; }
 .scroll { overflow-x: auto; } svg { display: block; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--text); } svg text.soft { fill: var(--soft); }
 .none { fill: var(--none); } .bar { fill: var(--bar); }
@@ -60,16 +63,19 @@ def stats_page(found: Mapping[str, Any], title: str) -> str:
     tensors = found["tensors"]
     sections = [
         f"<h1>{escape(title)}</h1>",
+        "<p>What a fine-tune adds to its backbone, as this expert stores it.</p>",
         _facts(found),
         "<h2>Bytes by class</h2>",
         _bars(found["bytes"]),
         "<h2>By role</h2>",
         _roles(found),
+        _glossary(found["with_base"]),
         *_map("Mean alpha", "how far one bit moves a weight", tensors, _alpha_mean, "{:.2g}"),
     ]
     if found["with_base"]:
         about = "share of the non-zero values that rounding to the output dtype swallows"
-        sections += _map("Absorbed fraction", about, tensors, _absorbed, "{:.1%}")
+        sections += _map("Absorbed fraction", about, tensors, _absorbed, "{:.1%}", from_zero=True)
+    sections += ["<h2>Tensor by tensor</h2>", _tensors(found)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -116,21 +122,63 @@ def _bars(classes: Mapping[str, int]) -> str:
     return _svg(720, 26 * len(lines), f"bytes by class, {nbytes(total)} in all", "".join(lines))
 
 
+_WORDS = {
+    "bits/weight": "bytes of the parts and alphas, times 8, over the weights",
+    "alphas": "how many there are; then the least, mean and greatest: the step that one sign bit stands for",
+}
+_WORDS_WITH_BASE = {
+    "zero": "share of weights that the expert does not change",
+    "absorbed": "share of the non-zero values that are lost when the sum is rounded to the output dtype",
+    "moved": "share of weights whose stored value changes",
+    "|d|/|w|": "length of the change over the length of the weights",
+    "1-bit error": "relative error that one bit and one mean alpha would have, for tensors that are stored exactly",
+}
+
+
+def _glossary(with_base: bool) -> str:
+    words = _WORDS | (_WORDS_WITH_BASE if with_base else {})
+    return "<dl>" + "".join(f"<dt>{escape(word)}</dt><dd>{text}</dd>" for word, text in words.items()) + "</dl>"
+
+
+def _heads(with_base: bool) -> list[str]:
+    return ["bytes", "bits/weight", "alphas", "min", "mean", "max", "zero"] + (
+        ["absorbed", "moved", "|d|/|w|"] if with_base else []
+    )
+
+
+def _cells_of(one: Mapping[str, Any], with_base: bool) -> list[str]:
+    """The cells under `_heads`, of one tensor or of several."""
+    alpha = one["alpha"] or {}
+    cells = [nbytes(one["nbytes"]), _text(one["bits_per_weight"], "{:.2f}"), str(alpha.get("count", "-"))]
+    cells += [_text(alpha.get(key), "{:.3g}") for key in ("min", "mean", "max")]
+    cells.append(_text(one["zero_fraction"], "{:.1%}"))
+    if with_base:
+        cells += [_text(one[key], "{:.1%}") for key in ("absorbed_fraction", "moved_fraction")]
+        cells.append(_text(one["norm_ratio"], "{:.2g}"))
+    return cells
+
+
 def _roles(found: Mapping[str, Any]) -> str:
-    heads = ["role", "tensors", "bytes", "bits/weight", "alphas", "min", "mean", "max"]
-    heads += ["zero", "absorbed", "moved", "|d|/|w|"] if found["with_base"] else []
+    with_base = found["with_base"]
     rows = [(role, totals) for role, totals in found["roles"].items()] + [("all", found["total"])]
+    lines = [[role, str(totals["tensors"]), *_cells_of(totals, with_base)] for role, totals in rows]
+    return _table(["role", "tensors", *_heads(with_base)], lines)
+
+
+def _tensors(found: Mapping[str, Any]) -> str:
+    with_base = found["with_base"]
     lines = []
-    for role, totals in rows:
-        alpha = totals["alpha"] or {}
-        cells = [role, totals["tensors"], nbytes(totals["nbytes"]), _text(totals["bits_per_weight"], "{:.2f}")]
-        cells += [alpha.get("count", "-"), *(_text(alpha.get(key), "{:.3g}") for key in ("min", "mean", "max"))]
-        if found["with_base"]:
-            cells += [_text(totals[key], "{:.1%}") for key in ("zero_fraction", "absorbed_fraction", "moved_fraction")]
-            cells.append(_text(totals["norm_ratio"], "{:.2g}"))
-        lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    for one in found["tensors"]:
+        last = [_text(one["sign1_error"], "{:.3f}")] if with_base else []
+        lines.append([one["name"], one["encoding"], *_cells_of(one, with_base), *last])
+    heads = ["tensor", "encoding", *_heads(with_base), *(["1-bit error"] if with_base else [])]
+    return f"<details><summary>{len(lines)} tensors</summary>{_table(heads, lines)}</details>"
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
 
 
 # --- the heat map -------------------------------------------------------------------------------------------
@@ -151,12 +199,14 @@ def _map(
     tensors: Sequence[Mapping[str, Any]],
     value_of: Callable[[Mapping[str, Any]], float | None],
     how: str,
+    *,
+    from_zero: bool = False,
 ) -> list[str]:
     """A heading and the heat map of one value, with those of tensors that no layer has below it."""
     grid, others = _grid(tensors, value_of)
     lines = [f"<h2>{escape(title)}, layer by matrix</h2>", f"<p>{escape(title)}: {escape(about)}.</p>"]
     if grid.cells:
-        lines.append(_draw(grid, title, how))
+        lines.append(_draw(grid, title, how, from_zero=from_zero))
     elif not others:
         lines.append("<p>No tensor of this expert has one.</p>")
     if others:
@@ -184,9 +234,9 @@ def _grid(
     return _Grid(rows=rows, columns=list(dict.fromkeys(column for _, column in cells)), cells=cells), others
 
 
-def _draw(grid: _Grid, title: str, how: str) -> str:
+def _draw(grid: _Grid, title: str, how: str, *, from_zero: bool) -> str:
     values = [value for _, value in grid.cells.values()]
-    least, most = min(values), max(values)
+    least, most = 0.0 if from_zero else min(values), max(values)
     wide = len(grid.columns) <= _WIDE_COLUMNS
     width, height = (64, 22) if wide else (12, 12)
     labels = [f"{stack} {layer}".strip() for stack, layer in grid.rows]
@@ -206,7 +256,10 @@ def _draw(grid: _Grid, title: str, how: str) -> str:
             found = grid.cells.get((row, column))
             lines.append(_cell(box, found, (least, most), how, wide=wide))
     bottom = top + height * len(grid.rows)
-    lines.append(_legend(left, bottom + 16, (how.format(least), how.format(most)), title))
+    ends = (how.format(least), how.format(most))
+    lines.append(
+        _legend(left, bottom + 16, ends, title) if most > least else _legend_of_one(left, bottom + 16, ends[0])
+    )
     reach = left + max(width * len(grid.columns), 330) + int(4.5 * max(map(len, grid.columns)))
     return _svg(reach, bottom + 60, f"{title}, rows are layers, columns are matrices", "".join(lines))
 
@@ -225,7 +278,7 @@ def _cell(
         return f'<rect class="none" {place}/>'
     name, value = found
     least, most = scale
-    share = (value - least) / (most - least) if most > least else 0.5
+    share = (value - least) / (most - least) if most > least else 0.0
     text = how.format(value)
     fill = f"color-mix(in oklab, var(--low), var(--high) {100 * share:.0f}%)"
     drawn = f'<rect {place} style="fill: {fill}"><title>{escape(name)}: {text}</title></rect>'
@@ -249,6 +302,13 @@ def _legend(x: int, y: int, ends: tuple[str, str], title: str) -> str:
         f'<text class="soft" x="{x + 160}" y="{y + 28}" text-anchor="end">{ends[1]}</text>'
         f'<rect class="none" x="{x + 184}" y="{y}" width="12" height="12"/>'
         f'<text class="soft" x="{x + 202}" y="{y + 11}">no {escape(title.lower())}</text>'
+    )
+
+
+def _legend_of_one(x: int, y: int, value: str) -> str:
+    return (
+        f'<rect x="{x}" y="{y}" width="12" height="12" style="fill: var(--low)"/>'
+        f'<text class="soft" x="{x + 18}" y="{y + 11}">{value} everywhere</text>'
     )
 
 

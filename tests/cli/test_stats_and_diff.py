@@ -100,6 +100,8 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(folder: Path, capfd: pyt
     assert "http" not in text
     assert "prefers-color-scheme: dark" in text
     assert page.count("svg") == 3  # bytes, alphas, absorbed
+    assert page.count("details") == 1
+    assert {"0.0%", "1-bit error", "|d|/|w|"} <= set(page.text)
     assert page.count("title") == 1 + 2 * 3 * 7  # the page, and every cell of two maps of 3 layers x 7 matrices
     assert {"self_attn.q_proj", "mlp.down_proj", "model.layers 2"} <= set(page.text)
     assert not list(folder.glob(".*.part"))
@@ -127,11 +129,12 @@ def test_text_from_the_file_is_escaped(folder: Path, capfd: pytest.CaptureFixtur
 
 def test_many_columns_and_other_names_are_drawn() -> None:
     names = [f"decoder.block.{layer}.experts.{place}.w1.weight" for layer in range(2) for place in range(40)]
+    sizes: dict[str, Any] = {"nbytes": 0, "bits_per_weight": None, "zero_fraction": None}
     tensors: list[dict[str, Any]] = [
-        {"name": name, "mode": "delta", "encoding": "sign1", "alpha": {"mean": 0.5}} for name in names
+        {"name": name, "mode": "delta", "encoding": "sign1", "alpha": {"mean": 0.5}, **sizes} for name in names
     ]
-    tensors.append({"name": "shared.weight", "mode": "delta", "encoding": "zero", "alpha": None})
-    totals = {"tensors": 81, "numel": 0, "nbytes": 0, "bits_per_weight": None, "alpha": None}
+    tensors.append({"name": "shared.weight", "mode": "delta", "encoding": "zero", "alpha": None, **sizes})
+    totals = {"tensors": 81, "numel": 0, "alpha": None, **sizes}
     found = {
         "id": "x", "kind": "task-vector", "task": "", "position": "linear", "nbytes": 1, "with_base": False,
         "backbone": {"architecture": "", "fingerprint": "f"}, "bytes": {"header": 1}, "roles": {}, "total": totals,

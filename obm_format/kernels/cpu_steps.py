@@ -20,7 +20,7 @@ from obm_format.model import DType
 
 u64 = np.uint64  # indices of this type do not wrap around
 _FIELDS = 256  # exponent fields have 8 bits at most
-_RUNS = 4  # runs of a cut whose exponents are counted side by side
+_RUNS = 4  # runs of a cut that are counted side by side
 
 
 class NumbaSteps:
@@ -234,19 +234,29 @@ def _field(old, i, shift, mask):
 
 
 @step
+def _run_size(n):
+    """Elements of every run but the last; runs a power of two apart would collide in the cache."""
+    return u64(max(0, n // _RUNS - 528))
+
+
+@step
 def _starts(old, shift, mask, n):
-    """Where each exponent field begins in sorted order; counted in runs, for equal fields wait for each other."""
-    counts, size = np.zeros((_RUNS, _FIELDS), np.uint64), u64(n // _RUNS)
+    """Where the elements of each run and exponent field begin in sorted order: uint64[_RUNS, _FIELDS].
+
+    The first row is where each field begins. Work in runs, because equal fields that follow one another wait.
+    """
+    starts, size = np.zeros((_RUNS, _FIELDS), np.uint64), _run_size(n)
     for j in range(size):
         for run in range(u64(_RUNS)):
-            counts[run, _field(old, u64(run * size + j), shift, mask)] += u64(1)
-    for i in range(u64(_RUNS * size), u64(n)):
-        counts[0, _field(old, i, shift, mask)] += u64(1)
-    starts, place = np.empty(_FIELDS, np.uint64), u64(0)
+            starts[run, _field(old, u64(run * size + j), shift, mask)] += u64(1)
+    for i in range(u64(u64(_RUNS) * size), u64(n)):
+        starts[_RUNS - 1, _field(old, i, shift, mask)] += u64(1)
+    place = u64(0)
     for field in range(_FIELDS):
-        starts[field] = place
         for run in range(_RUNS):
-            place += counts[run, field]
+            count = starts[run, field]
+            starts[run, field] = place
+            place += count
     return starts
 
 
@@ -262,7 +272,7 @@ def _next(starts, field):
 def sort_shorts(numbers, base, data, n, shift, mask):
     """Shuffle n words of 2 bytes in the order of the exponents of the backbone."""
     values, old, low, high = shorts_at(numbers, n), shorts_at(base, n), _bytes_at(data, n), _bytes_at(data + n, n)
-    starts = _starts(old, shift, mask, n)
+    starts = _starts(old, shift, mask, n)[0]
     for i in range(u64(n)):
         place = _next(starts, _field(old, i, shift, mask))
         low[place] = np.uint8(values[i])
@@ -274,7 +284,7 @@ def sort_longs(numbers, base, data, n, shift, mask):
     """Shuffle n words of 4 bytes in the order of the exponents of the backbone."""
     values, old = longs_at(numbers, n), longs_at(base, n)
     a, b, c, d = _bytes_at(data, n), _bytes_at(data + n, n), _bytes_at(data + 2 * n, n), _bytes_at(data + 3 * n, n)
-    starts = _starts(old, shift, mask, n)
+    starts = _starts(old, shift, mask, n)[0]
     for i in range(u64(n)):
         place, value = _next(starts, _field(old, i, shift, mask)), values[i]
         a[place], b[place] = np.uint8(value), np.uint8(value >> u32(8))
@@ -283,12 +293,20 @@ def sort_longs(numbers, base, data, n, shift, mask):
 
 @kernel
 def unsort_shorts(data, base, numbers, n, shift, mask):
-    """The inverse of `sort_shorts`."""
-    values, old, low, high = shorts_at(numbers, n), shorts_at(base, n), _bytes_at(data, n), _bytes_at(data + n, n)
-    starts = _starts(old, shift, mask, n)
-    for i in range(u64(n)):
-        place = _next(starts, _field(old, i, shift, mask))
-        values[i] = np.uint16(u32(low[place]) | u32(u32(high[place]) << u32(8)))
+    """The inverse of `sort_shorts`; four runs side by side."""
+    values, old = shorts_at(numbers, n), shorts_at(base, n)
+    ordered = np.empty(n, np.uint16)
+    join_shorts(data, ordered.ctypes.data, n)
+    starts, size = _starts(old, shift, mask, n), _run_size(n)
+    first, second, third, fourth = starts[0], starts[1], starts[2], starts[3]
+    for i in range(size):
+        j, k, m = u64(i + size), u64(i + size + size), u64(i + size + size + size)
+        values[i] = ordered[_next(first, _field(old, i, shift, mask))]
+        values[j] = ordered[_next(second, _field(old, j, shift, mask))]
+        values[k] = ordered[_next(third, _field(old, k, shift, mask))]
+        values[m] = ordered[_next(fourth, _field(old, m, shift, mask))]
+    for i in range(u64(u64(_RUNS) * size), u64(n)):
+        values[i] = ordered[_next(fourth, _field(old, i, shift, mask))]
 
 
 @kernel
@@ -296,7 +314,7 @@ def unsort_longs(data, base, numbers, n, shift, mask):
     """The inverse of `sort_longs`."""
     values, old = longs_at(numbers, n), longs_at(base, n)
     a, b, c, d = _bytes_at(data, n), _bytes_at(data + n, n), _bytes_at(data + 2 * n, n), _bytes_at(data + 3 * n, n)
-    starts = _starts(old, shift, mask, n)
+    starts = _starts(old, shift, mask, n)[0]
     for i in range(u64(n)):
         place = _next(starts, _field(old, i, shift, mask))
         values[i] = _joined(a[place], b[place], c[place], d[place])

@@ -17,7 +17,7 @@ from obm_format.kernels.words import Words
 from obm_format.model import DType
 
 FLOATS = [DType.F16, DType.BF16, DType.F32]
-SIZES = [1, 2, 3, 31, 32, 33, 255, 1023, 1025, 5000]
+SIZES = [1, 2, 3, 31, 32, 33, 255, 1023, 1025, 5000, 9001]  # from 2112 elements on, exponents are sorted in runs
 REFERENCE = ReferenceSteps()
 
 

@@ -47,7 +47,14 @@ def compile_only(self: jit.JITFunction, *args: object, grid: object, warmup: boo
 
 def launch_all() -> None:
     """Every kernel, and of merge every kind of operand, combination and dtype at least once."""
-    kernels, maker, shape = launchers.TritonKernels(), Maker(1), (32, 1040)
+    launch((32, 1040), list(FLOATS))
+    for shape in ((1, 1), (1, 1040), (40, 1), (3, 7)):  # a size of 1 is a constant of the compiled kernel
+        launch(shape, [DType.BF16])
+
+
+def launch(shape: tuple[int, int], dtypes: list[DType]) -> None:
+    """The launches of all calls for one shape."""
+    kernels, maker, (rows, cols) = launchers.TritonKernels(), Maker(1), shape
     makings = ((1, 0), (2, 64), (1, -1), (1, 256))  # planes and group: by row, by columns, one for all, and wide ones
     row, narrow, one, wide = (
         place_operand(maker.sign(shape, planes=planes, group=group), torch.from_numpy) for planes, group in makings
@@ -57,9 +64,9 @@ def launch_all() -> None:
     exact = PlacedExact(values=tensors[DType.F16])
     mixed: list[Placed] = [row, narrow, exact, value, ZeroOperand()]
     cases: list[tuple[Combine, Placed | None, list[Placed], DType]] = [
-        *((combine, narrow, mixed, DType.BF16) for combine in Combine),
-        *((Combine.TIES, exact, [row, wide], out) for out in FLOATS),
-        (Combine.TIES, one, [row], DType.BF16),
+        *((combine, narrow, mixed, DType.BF16) for combine in list(Combine)[-len(dtypes) :]),
+        *((Combine.TIES, exact, [row, wide], out) for out in dtypes),
+        (Combine.TIES, None, [one, one], DType.BF16),
         (Combine.SUM, one, [], DType.F16),
         (Combine.SUM, None, [], DType.F32),
     ]
@@ -70,7 +77,7 @@ def launch_all() -> None:
         kernels.absorbed(base, operand, torch.bfloat16)
     kernels.sign_values(narrow)
     kernels.pack_signs(tensors[DType.F32])
-    for bounds in (np.arange(0, 33) * 1040, np.array([0, 5, 32 * 1040])):
+    for bounds in (np.arange(rows + 1) * cols, np.array([0, min(5, rows * cols), rows * cols])):
         kernels.pack(tensors[DType.F32], base, bounds)
 
 

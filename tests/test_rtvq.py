@@ -395,7 +395,10 @@ def test_commands_from_fine_tunes_to_checkpoint(
     status, _, err = run(capfd, "push", "math.obm", "acme/tiny:math")
     assert (status, "base vector" in err) == (4, True)
     assert run(capfd, "push", "math.obm", "acme/tiny:math", *ref)[0] == 0
-    assert run(capfd, "materialize", "--base", "pre", "--expert", "acme/tiny:math", "-o", "pulled")[0] == 0
+    by_reference = ("materialize", "--base", "pre", "--expert", "acme/tiny:math", "-o")
+    assert run(capfd, *by_reference, "pulled")[0] == 0
+    (tmp_path / "cache" / "experts" / f"{made['base']['id'].rpartition(':')[2]}.obm").unlink()
+    assert run(capfd, *by_reference, "again")[0] == 0
 
 
 @pytest.mark.parametrize(

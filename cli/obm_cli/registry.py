@@ -87,10 +87,12 @@ def expert_path(text: str, registry: str | None = None) -> Path:
     path = Path(text)
     if text.endswith(".obm") or path.exists():
         return path
+    from obm_registry.manifest.bases import is_complete
+
     with open_registry(registry, text) as there:
         found = there.resolve(text)
         kept = settings.cache() / "experts" / f"{found.id.removeprefix('obm1-sha256:')}.obm"
-        if not kept.exists():
+        if not is_complete(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with output.progress_bar() as progress:
                 there.pull(text, kept, progress=progress)

@@ -68,6 +68,16 @@ def missing_files(layers: ExpertLayers, out: Path) -> dict[Path, ExpertLayers]:
     return {path: one for path, one in beside.items() if not _is_there(path, one)} | {out: layers}
 
 
+def is_complete(path: Path) -> bool:
+    """Whether an expert's file is there, and beside it, under their ids, the base vectors that it refers to."""
+    try:
+        with Container.open(str(path)) as found:
+            names = [wanted.removeprefix(ARTIFACT_PREFIX) for wanted in found.manifest.refs]
+    except ObmError:
+        return False
+    return all((path.parent / f"{name}.obm").is_file() for name in names)
+
+
 def _is_there(path: Path, layers: ExpertLayers) -> bool:
     try:
         with Container.open(str(path), expected_id=layers.artifact_id) as found:

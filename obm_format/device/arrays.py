@@ -128,6 +128,10 @@ class DeviceKernels:
         """See `Kernels.keep_largest`, on the host."""
         return self._host.keep_largest(values, threshold, last)
 
+    def keep_drawn(self, values: Float32, key: int, start: int, limit: int) -> Float32:
+        """See `Kernels.keep_drawn`, on the host."""
+        return self._host.keep_drawn(values, key, start, limit)
+
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""
         check_operands(base, base_dtype, [operand])

@@ -233,6 +233,23 @@ class Kernels(Protocol):
         """
         ...
 
+    def keep_drawn(self, values: Float32, key: int, start: int, limit: int) -> Float32:
+        """The values that chance keeps, and +0 for the others.
+
+        Element i is kept where the top 53 bits of splitmix64(key + (start + i + 1) * 0x9E3779B97F4A7C15) are below
+        `limit`.
+
+        Args:
+            values: float32 of any shape, C-contiguous.
+            key: 0 to 2^64-1.
+            start: 0 to 2^63-1.
+            limit: 0 to 2^53.
+
+        Returns:
+            a new float32 array of that shape.
+        """
+        ...
+
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """(elements with d != 0 that rounding to `out_dtype` swallows, elements with d != 0).
 

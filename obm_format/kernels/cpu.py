@@ -206,6 +206,20 @@ class NumbaKernels:
         self._share(values.size, values.size, work)
         return out
 
+    def keep_drawn(self, values: Float32, key: int, start: int, limit: int) -> Float32:
+        """See `Kernels.keep_drawn`."""
+        check_magnitudes(values)
+        out = np.empty_like(values)
+        places = values.ctypes.data, out.ctypes.data
+
+        def work(begin: int, end: int) -> None:
+            first = np.uint64(start + begin + 1)
+            drawn = np.uint64(key), first, np.uint64(limit)
+            select.keep_drawn(places[0] + 4 * begin, end - begin, drawn, places[1] + 4 * begin)
+
+        self._share(values.size, values.size, work)
+        return out
+
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""
         check_operands(base, base_dtype, [operand])

@@ -1,6 +1,6 @@
 # ruff: noqa: ANN001, ANN201 - numba infers the types of compiled functions
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""The compiled loops over magnitudes: counting them, and keeping the large ones.
+"""The compiled loops that choose elements: by counts of magnitudes, by a magnitude, by chance.
 
 Magnitudes of finite float32 order like their bits without the sign. Source: `contract.Kernels`.
 """
@@ -16,6 +16,9 @@ _MAGNITUDE = np.uint32(0x7FFF_FFFF)
 _LOW = np.uint32(0xFFFF)
 _HALF = np.uint32(16)
 _ZERO = np.uint32(0)
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 
 @kernel
@@ -42,3 +45,16 @@ def keep_from(values, n, threshold, out):
     longs, kept = longs_at(values, n), longs_at(out, n)
     for i in range(n):
         kept[i] = longs[i] if (longs[i] & _MAGNITUDE) >= threshold else _ZERO
+
+
+@kernel
+def keep_drawn(values, n, drawn, out):
+    """Copy to address `out` the float32 that chance keeps, and +0 for the others; all of `drawn` is uint64."""
+    key, first, limit = drawn
+    longs, kept = longs_at(values, n), longs_at(out, n)
+    state = key + first * _STEP
+    for i in range(n):
+        z = (state ^ (state >> _S30)) * _FIRST
+        z = (z ^ (z >> _S27)) * _SECOND
+        kept[i] = longs[i] if ((z ^ (z >> _S31)) >> _S11) < limit else _ZERO
+        state += _STEP

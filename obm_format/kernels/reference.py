@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from obm_format.kernels.contract import (
     Bits,
@@ -137,6 +138,17 @@ class ReferenceKernels:
         keep[:head] |= magnitude[:head] == np.float32(threshold)
         return np.where(keep.reshape(values.shape), values, np.float32(0))
 
+    def keep_drawn(self, values: Float32, key: int, start: int, limit: int) -> Float32:
+        """See `Kernels.keep_drawn`."""
+        check_magnitudes(values)
+        flat = values.reshape(-1)
+        out = np.zeros_like(flat)
+        for first in range(0, flat.size, _ROW_BLOCK):
+            block = slice(first, min(flat.size, first + _ROW_BLOCK))
+            keep = _random_bits(key, start + first, block.stop - first) < np.uint64(limit)
+            out[block] = np.where(keep, flat[block], np.float32(0))
+        return out.reshape(values.shape)
+
     def absorbed(self, base: Words, base_dtype: DType, operand: Operand, out_dtype: DType) -> tuple[int, int]:
         """See `Kernels.absorbed`."""
         check_operands(base, base_dtype, [operand])
@@ -166,6 +178,16 @@ def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = shape[0] if shape[1] else 0
     step = max(1, _ROW_BLOCK // max(1, shape[1]))
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _random_bits(key: int, start: int, size: int) -> npt.NDArray[np.uint64]:
+    """53 random bits for each flat place: splitmix64, as a function of the place."""
+    z = np.arange(start + 1, start + size + 1, dtype=np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11))
 
 
 def _block_sum(values: Float64) -> float:

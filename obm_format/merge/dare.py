@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
 from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32
 from obm_format.merge.methods import Rescale
 
-Mask = npt.NDArray[np.bool_]
 SMALL = 1e-7  # sums of magnitudes below it are not matched
 
 
@@ -36,23 +34,17 @@ class Drawn:
     key: int
     density: float
 
-    def mask(self, start: int, size: int) -> Mask:
-        """Whether the elements at flat places `start` to `start + size` stay."""
-        limit = np.uint64(int(Fraction(self.density) * (1 << 53)))
-        return np.asarray(_random_bits(self.key, start, size) < limit)
-
     def apply(self, values: Float32, start: int, kernels: Kernels) -> Float32:
         """The values that stay, and +0 for the others; nothing is rescaled.
 
         Args:
             values: float32 of any shape, C-contiguous: a piece of the tensor.
             start: flat place of its first element in the tensor.
-            kernels: not needed.
+            kernels: who computes.
         """
-        del kernels
         if self.density >= 1:
             return values
-        return np.where(self.mask(start, values.size).reshape(values.shape), values, np.float32(0))
+        return kernels.keep_drawn(values, self.key, start, int(Fraction(self.density) * (1 << 53)))
 
 
 def tensor_key(seed: int, expert: str, tensor: str) -> int:
@@ -81,13 +73,3 @@ def rescaled(values: Float32, rescale: Rescale, density: float, l1: tuple[float,
     if before < SMALL or after < SMALL:
         return values
     return np.asarray(values * np.float32(np.float32(before) / np.float32(after)))
-
-
-def _random_bits(key: int, start: int, size: int) -> npt.NDArray[np.uint64]:
-    """53 random bits for each flat place: splitmix64, as a function of the place."""
-    z = np.arange(start + 1, start + size + 1, dtype=np.uint64)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ (z >> np.uint64(31))) >> np.uint64(11))

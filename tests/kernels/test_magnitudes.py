@@ -1,4 +1,4 @@
-"""Counting magnitudes and keeping the largest: both kernels against brute force, and against each other."""
+"""Counting magnitudes, keeping the largest, and what chance keeps: both kernels against brute force."""
 
 from __future__ import annotations
 
@@ -48,6 +48,25 @@ def test_keep_largest_is_the_definition(kernels: Kernels, threshold: float, last
     wanted = np.where(keep, found, np.float32(0))
     assert kept.shape == (20, 50)
     assert np.array_equal(kept.reshape(-1).view(np.uint32), wanted.view(np.uint32))
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("start", [0, 12345, 2**40])
+def test_keep_drawn_is_the_definition(kernels: Kernels, key: int, start: int) -> None:
+    found, wide = values(700, 2), 2**64 - 1
+
+    def bits(i: int) -> int:
+        z = (key + (i + 1) * 0x9E3779B97F4A7C15) & wide
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & wide
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & wide
+        return (z ^ (z >> 31)) >> 11
+
+    limit = 3 << 51  # three quarters
+    wanted = np.where([bits(start + i) < limit for i in range(700)], found, np.float32(0))
+    kept = kernels.keep_drawn(found.reshape(7, 100), key, start, limit)
+    assert np.array_equal(kept.reshape(-1).view(np.uint32), wanted.view(np.uint32))
+    assert np.array_equal(kernels.keep_drawn(found, key, start, 1 << 53), found)
+    assert not kernels.keep_drawn(found, key, start, 0).any()
 
 
 def test_other_arrays_refused(kernels: Kernels) -> None:

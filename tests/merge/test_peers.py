@@ -69,7 +69,13 @@ def give_masks(monkeypatch: pytest.MonkeyPatch, masks: list[dict[str, list[int]]
         for place, one in enumerate(masks, 1)
         for name, mask in one.items()
     }
-    monkeypatch.setattr(Drawn, "mask", lambda self, start, size: known[self.key][start : start + size])
+
+    def apply(self: Drawn, values: np.ndarray, start: int, kernels: object) -> np.ndarray:
+        del kernels
+        keep = known[self.key][start : start + values.size].reshape(values.shape)
+        return np.where(keep, values, np.float32(0))
+
+    monkeypatch.setattr(Drawn, "apply", apply)
 
 
 def label(case: tuple[str, dict[str, Any]]) -> str:

@@ -311,9 +311,10 @@ class EmbeddedRegistry:
             UsageError: `bad_ref`.
         """
         where, found = self._find(ref)
-        rows = lookup.list_referrers(
+        page, _ = lookup.list_referrers(
             self._registry, where.repository, found.digest, artifact_type=SIGNATURE_TYPE, limit=MAX_SIGNATURES
         )
+        rows = [lookup.find_manifest(self._registry, where.repository, row.digest) for row in page]
         layers = [layer for row in rows for layer in parse_manifest(row.body, media_type=row.media_type).layers[:1]]
         return sorted(
             b"".join(blobs.read_blob(self._registry, where.repository, layer.digest))

@@ -134,15 +134,19 @@ class Manifests:
         artifact_type: str | None = None,
         after: int = 0,
         limit: int = 1000,
-    ) -> list[Manifest]:
-        """Manifests of the repository whose subject is `subject`, in key order, behind `after`."""
-        query = select(*_COLUMNS).where(
+    ) -> list[int]:
+        """Keys of the manifests of the repository whose subject is `subject`, in order, behind `after`."""
+        query = select(t.manifest.c.id).where(
             t.manifest.c.repo_id == repo_id, t.manifest.c.subject_digest == subject, t.manifest.c.id > after
         )
         if artifact_type is not None:
             query = query.where(t.manifest.c.artifact_type == artifact_type)
-        rows = self.connection.execute(query.order_by(t.manifest.c.id).limit(limit))
-        return [Manifest(**row._mapping) for row in rows]
+        return list(self.connection.scalars(query.order_by(t.manifest.c.id).limit(limit)))
+
+    def by_key(self, key: int) -> Manifest:
+        """The manifest with this key, which is there."""
+        row = self.connection.execute(select(*_COLUMNS).where(t.manifest.c.id == key)).mappings().one()
+        return Manifest(**row)
 
     def page(self, *, after: int = 0, limit: int = 500) -> list[Manifest]:
         """Manifests of all repositories with keys above `after`, in key order."""

@@ -59,14 +59,18 @@ class Guard:
             return
         began = time.perf_counter()
         status = [0]
-        idle = self._server.ceilings.idle_s
+        idle, whole = self._server.ceilings.idle_s, [False]
 
         async def patient_receive() -> Message:
+            if whole[0]:  # whoever asks on only wants to know when the other side hangs up
+                return await receive()
             try:
                 async with asyncio.timeout(idle):
-                    return await receive()
+                    message = await receive()
             except TimeoutError as error:
                 raise Stalled(idle) from error
+            whole[0] = not message.get("more_body", False)
+            return message
 
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":

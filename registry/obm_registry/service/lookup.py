@@ -7,10 +7,12 @@ import difflib
 from obm_format.errors import RegistryError
 from obm_registry.catalog.rows import BackboneRow, ExpertRow, Manifest, Repository
 from obm_registry.catalog.store import Session
+from obm_registry.manifest.oci import Descriptor, parse_manifest
 from obm_registry.refs import is_digest, parse_digest, printable
 from obm_registry.service.registry import Registry, require_repository
 
 MAX_PAGE = 1000
+_MAX_ANNOTATIONS = 1 << 20  # characters in one page of referrers
 
 
 def require_manifest(session: Session, repo: Repository, target: str) -> Manifest:
@@ -69,7 +71,7 @@ def list_referrers(
     artifact_type: str | None = None,
     after: int = 0,
     limit: int = MAX_PAGE,
-) -> list[Manifest]:
+) -> tuple[list[Descriptor], int | None]:
     """Manifests of a repository that refer to `subject`; whether that, or the repository, is there or not.
 
     Args:
@@ -77,8 +79,11 @@ def list_referrers(
         repository: the repository.
         subject: digest of the manifest that is referred to.
         artifact_type: only manifests of this type.
-        after: key of the last manifest of the page before.
-        limit: most manifests, capped at `MAX_PAGE`.
+        after: the key that the page before gave.
+        limit: most manifests, capped at `MAX_PAGE`; fewer where their annotations are large.
+
+    Returns:
+        Descriptors with the annotations of the manifests, and the key for the next page, None where there is none.
 
     Raises:
         RegistryError: `bad_digest`.
@@ -86,14 +91,29 @@ def list_referrers(
     with registry.catalog.read() as session:
         repo = session.names.repository(repository)
         if repo is None:
-            return []
-        return session.manifests.referrers(
-            repo.id,
-            parse_digest(subject),
-            artifact_type=artifact_type,
-            after=after,
-            limit=min(limit, MAX_PAGE),
+            return [], None
+        keys = session.manifests.referrers(
+            repo.id, parse_digest(subject), artifact_type=artifact_type, after=after, limit=min(limit, MAX_PAGE) + 1
         )
+        page: list[Descriptor] = []
+        room = _MAX_ANNOTATIONS
+        for i, key in enumerate(keys):
+            if len(page) == limit or room <= 0:
+                return page, keys[i - 1]
+            found = _describe(session.manifests.by_key(key))
+            room -= sum(len(k) + len(v) for k, v in found.annotations.items())
+            page.append(found)
+        return page, None
+
+
+def _describe(row: Manifest) -> Descriptor:
+    return Descriptor(
+        media_type=row.media_type,
+        digest=row.digest,
+        size=len(row.body),
+        artifact_type=row.artifact_type,
+        annotations=parse_manifest(row.body, media_type=row.media_type).annotations,
+    )
 
 
 def list_backbones(registry: Registry, repository: str | None = None) -> list[BackboneRow]:

@@ -82,19 +82,34 @@ def test_put_foreign_subject_need_not_be_there_and_is_listed(registry: Registry)
     subject = Descriptor(media_type=IMAGE_MANIFEST, digest=digest_of(b"later"), size=5)
     done = push_thing(registry, b"signature", subject=subject)
     assert done.subject == subject.digest
-    assert [found.digest for found in list_referrers(registry, REPO, subject.digest)] == [done.digest]
-    assert list_referrers(registry, REPO, subject.digest, artifact_type="a/b") == []
-    assert list_referrers(registry, "no/where", subject.digest) == []
+    page, more = list_referrers(registry, REPO, subject.digest)
+    assert ([found.digest for found in page], more) == ([done.digest], None)
+    assert list_referrers(registry, REPO, subject.digest, artifact_type="a/b") == ([], None)
+    assert list_referrers(registry, "no/where", subject.digest) == ([], None)
 
 
 def test_referrers_page_without_repetition(registry: Registry) -> None:
     subject = Descriptor(media_type=IMAGE_MANIFEST, digest=digest_of(b"s"), size=1)
     pushed = [push_thing(registry, b"%d" % i, subject=subject).digest for i in range(5)]
-    seen, after = [], 0
-    while page := list_referrers(registry, REPO, subject.digest, after=after, limit=2):
-        seen += [found.digest for found in page]
-        after = page[-1].id
-    assert seen == pushed
+    seen: list[list[str]] = []
+    after: int | None = 0
+    while after is not None:
+        page, after = list_referrers(registry, REPO, subject.digest, after=after, limit=2)
+        seen.append([found.digest for found in page])
+    assert seen == [pushed[:2], pushed[2:4], pushed[4:]]
+
+
+def test_referrers_with_large_annotations_come_a_few_at_a_time(registry: Registry) -> None:
+    subject = Descriptor(media_type=IMAGE_MANIFEST, digest=digest_of(b"s"), size=1)
+    blob = push_blob(registry, b"data")
+    pushed = []
+    for i in range(4):
+        body = manifest_body(blob, note=str(i) * 700_000, subject=subject)
+        pushed.append(put_manifest(registry, REPO, body, change=BY_TESTER).digest)
+    page, more = list_referrers(registry, REPO, subject.digest)
+    assert [found.digest for found in page] == pushed[:2]
+    rest, end = list_referrers(registry, REPO, subject.digest, after=more or 0)
+    assert ([found.digest for found in rest], end) == (pushed[2:], None)
 
 
 def test_put_index_keeps_its_children(registry: Registry) -> None:

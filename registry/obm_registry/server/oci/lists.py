@@ -6,8 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from obm_format.errors import RegistryError
-from obm_registry.catalog.rows import Manifest
-from obm_registry.manifest.oci import IMAGE_INDEX, Descriptor, descriptor_object, parse_manifest
+from obm_registry.manifest.oci import IMAGE_INDEX, descriptor_object
 from obm_registry.refs import parse_digest, printable
 from obm_registry.server.credentials import Unauthorized, allows, authorize, identify
 from obm_registry.server.replies import in_thread, json_reply, next_link, page_size, server_of
@@ -71,32 +70,21 @@ async def referrers(request: Request) -> Response:
     wanted, cursor = request.query_params.get("artifactType"), request.query_params.get("after", "0")
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
         raise RegistryError("bad_page", "the cursor is malformed", got=printable(cursor))
-    found = await in_thread(
+    page, more = await in_thread(
         lookup.list_referrers,
         server_of(request).registry,
         name,
         subject,
         artifact_type=wanted,
         after=int(cursor),
-        limit=REFERRERS_PAGE + 1,
+        limit=REFERRERS_PAGE,
     )
-    page = found[:REFERRERS_PAGE]
-    headers = next_link(request, after=page[-1].id) if len(found) > REFERRERS_PAGE else {}
+    headers = {} if more is None else next_link(request, after=more)
     if wanted is not None:
         headers["OCI-Filters-Applied"] = "artifactType"
     document = {
         "schemaVersion": 2,
         "mediaType": IMAGE_INDEX,
-        "manifests": [descriptor_object(_describe(row)) for row in page],
+        "manifests": [descriptor_object(row) for row in page],
     }
     return json_reply(document, headers=headers, media_type=IMAGE_INDEX)
-
-
-def _describe(row: Manifest) -> Descriptor:
-    return Descriptor(
-        media_type=row.media_type,
-        digest=row.digest,
-        size=len(row.body),
-        artifact_type=row.artifact_type,
-        annotations=parse_manifest(row.body, media_type=row.media_type).annotations,
-    )

@@ -45,7 +45,8 @@ def command(
         raise UsageError("usage", "--tls-cert and --tls-key belong together")
     from obm_registry.server.run import ServeOptions, serve
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("obm").setLevel(logging.INFO)
     tls = (tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None
     options = ServeOptions(
         home=settings.home(), host=host, port=port, db=db, blobs=blobs, strangers=anonymous == "pull",

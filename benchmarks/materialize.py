@@ -37,6 +37,7 @@ from obm_format.container.table import part_name
 from obm_format.kernels.words import words_dtype
 from obm_format.merge import WeightStream
 from obm_format.merge.execute import Place
+from obm_format.merge.meter import private_bytes
 from obm_format.merge.plan import Step
 from obm_format.model import DType
 
@@ -63,8 +64,8 @@ class Row:
     zstd_seconds: list[float]
     ratio: float
     exact: bool
-    phases: dict[str, float] = field(default_factory=dict)
-    peak_private_bytes: int = 0
+    phases: dict[str, float] = field(default_factory=dict)  # summed over threads
+    peak_private_bytes: int = 0  # above that of the process before the last run
 
 
 def main() -> int:
@@ -98,7 +99,7 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
     files = [base / "model.safetensors", *experts]
     nbytes = sum(file.stat().st_size for file in files) + (base / "model.safetensors").stat().st_size
     frames = framed(base, experts) if CASES[name] == "paper" else []
-    own, floors, zstd, copies, report = [], [], [], [], None
+    own, floors, zstd, copies, report, idle = [], [], [], [], None, 0
     memcpy = Copy(nbytes, threads)
     memcpy()  # faults its memory in
     for _ in range(repeats):
@@ -107,7 +108,7 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
         zstd.append(timed(lambda: decompress(frames, threads)))
         floors.append(plain + zstd[-1])
         shutil.rmtree(out)
-        started = time.perf_counter()
+        idle, started = private_bytes(), time.perf_counter()
         report = materialize(base, experts, recipe, out, threads=threads)
         own.append(time.perf_counter() - started)
         shutil.rmtree(out)
@@ -127,7 +128,7 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
         ratio=statistics.median(floor / mine for floor, mine in zip(floors, own, strict=True)),
         exact=exact,
         phases={phase: round(value, 2) for phase, value in report.seconds.items()},
-        peak_private_bytes=report.peak_private_bytes,
+        peak_private_bytes=report.peak_private_bytes - idle,
     )
 
 

@@ -172,7 +172,7 @@ def test_position_and_rest_bound_what_the_budget_may_touch(folder: Path, tmp_pat
 
 def test_alpha_that_is_asked_for_is_the_only_one_tried(folder: Path, tmp_path: Path, ends: Fitted) -> None:
     words = set()
-    for share in (4, 3, 2):
+    for share in (12, 6, 4):
         _, found = fitted(folder, tmp_path, between(ends, share), alpha="mean/matrix")
         words |= {str(one.choice) for one in found.chosen if one.choice.alpha is not None}
     assert words

@@ -11,6 +11,7 @@ import numpy as np
 
 from obm_format.codecs import affine, raw, rtvq, sign1, sparse, tern1, xdelta
 from obm_format.codecs.base import Encoded, PartReader, Span, whole, with_tail
+from obm_format.codecs.frames import pays
 from obm_format.errors import UsageError
 from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32, Words
@@ -130,9 +131,7 @@ def check(record: TensorRecord, parts: PartReader, kernels: Kernels) -> None:
                 decode_values(record, parts, span, kernels=kernels)
 
 
-def encode_exact(
-    tuned: Words, base: Words | None, dtype: DType, base_dtype: DType | None, *, bucket: bool = False
-) -> tuple[Mode, Encoded]:
+def encode_exact(tuned: Words, base: Words | None, dtype: DType, base_dtype: DType | None) -> tuple[Mode, Encoded]:
     """Store a tensor so that it comes back bit for bit, in the smallest encoding.
 
     Framed raw elements are tried only where `xdelta` does not halve the tensor: weights do not compress so
@@ -143,7 +142,6 @@ def encode_exact(
         base: words of the backbone's tensor in its shape, or None if it has no such tensor.
         dtype: dtype of the fine-tune's tensor.
         base_dtype: dtype of the backbone's.
-        bucket: let `xdelta` sort by exponent.
 
     Returns:
         the mode and the encoded tensor; for a grown tensor with the part `tail`, or whole.
@@ -155,10 +153,10 @@ def encode_exact(
         same = dtype is base_dtype and tuned.shape == base.shape
         return (Mode.DELTA, _ZERO) if same else (Mode.REPLACE, raw.encode(tuned, dtype))
     if tuned.shape == base.shape:
-        return _encode_same_shape(tuned, base, dtype, bucket)
+        return _encode_same_shape(tuned, base, dtype)
     if tuned.ndim and tuned.shape[0] > base.shape[0] and base.size and dtype.is_float:
         rows = base.shape[0]
-        grown = with_tail(xdelta.encode(tuned[:rows], base, dtype, bucket=bucket), tuned[rows:])
+        grown = with_tail(xdelta.encode_smaller(tuned[:rows], base, dtype), tuned[rows:])
         plain = raw.encode(tuned, dtype)
         if grown.nbytes < plain.nbytes:
             return Mode.DELTA, grown
@@ -166,15 +164,15 @@ def encode_exact(
     return Mode.REPLACE, raw.encode(tuned, dtype)
 
 
-def _encode_same_shape(tuned: Words, base: Words, dtype: DType, bucket: bool) -> tuple[Mode, Encoded]:
+def _encode_same_shape(tuned: Words, base: Words, dtype: DType) -> tuple[Mode, Encoded]:
     changed = int(np.count_nonzero(tuned != base))
     if not changed:
         return Mode.DELTA, _ZERO
     best = (Mode.REPLACE, raw.encode(tuned, dtype, framed=False))
     plain_nbytes = best[1].nbytes
     if dtype.is_float:
-        exact = xdelta.encode(tuned, base, dtype, bucket=bucket)
-        if raw.pays(exact.nbytes, plain_nbytes):
+        exact = xdelta.encode_smaller(tuned, base, dtype)
+        if pays(exact.nbytes, plain_nbytes):
             best = (Mode.DELTA, exact)
     if best[1].nbytes * 2 > plain_nbytes:
         packed = raw.encode(tuned, dtype)

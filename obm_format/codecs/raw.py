@@ -6,7 +6,7 @@ Source: obm-1 clauses 6.6, 8.1 and 11.7.
 from __future__ import annotations
 
 from obm_format.codecs.base import Encoded, PartReader, Span, check_finite, empty, part_of, read_words
-from obm_format.codecs.frames import decode_framed, encode_framed, fill
+from obm_format.codecs.frames import decode_framed, encode_framed, fill, pays
 from obm_format.kernels import select_steps
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
 from obm_format.model import DType, RawParams, TensorRecord
@@ -28,11 +28,6 @@ def encode(words: Words, dtype: DType, *, framed: bool | None = None) -> Encoded
     data = encode_framed(flat.size, dtype, lambda span: steps.shuffle(flat[span.start : span.stop]))
     packed = Encoded(params=RawParams(value_dtype=dtype, zstd_nbytes=data.nbytes), parts=(data,))
     return packed if framed or pays(packed.nbytes, plain.nbytes) else plain
-
-
-def pays(framed_nbytes: int, plain_nbytes: int) -> bool:
-    """Whether frames save at least 3 % (obm-1 clause 11.7)."""
-    return framed_nbytes * 100 <= plain_nbytes * 97
 
 
 def decode_words(record: TensorRecord, parts: PartReader, span: Span) -> Words:

@@ -9,10 +9,29 @@ from __future__ import annotations
 import numpy as np
 
 from obm_format.codecs.base import Bytes, Encoded, PartReader, Span, empty
-from obm_format.codecs.frames import decode_framed, encode_framed, fill
+from obm_format.codecs.frames import compress, cut_numel, decode_framed, encode_framed, fill, pays
 from obm_format.kernels import select_steps
 from obm_format.kernels.words import Words, words_dtype
 from obm_format.model import DType, TensorRecord, XdeltaParams
+
+_LOOKS = 3  # cuts that are encoded both ways, to see which is smaller
+
+
+def encode_smaller(tuned: Words, base: Words, dtype: DType) -> Encoded:
+    """Encode with buckets where they save at least 3 % of the first, a middle and the last cut; else without.
+
+    Args: as for `encode`.
+    Source: obm-1 clause 11.7.
+    """
+    cuts = list(Span(0, tuned.size).pieces(cut_numel(dtype)))
+    looks = {cuts[i * (len(cuts) - 1) // (_LOOKS - 1)] for i in range(_LOOKS)}
+    new, old, steps = tuned.reshape(-1), base.reshape(-1), select_steps()
+
+    def nbytes(*, bucket: bool) -> int:
+        places = [slice(cut.start, cut.stop) for cut in looks]
+        return sum(len(compress(steps.subtract(new[place], old[place], dtype, bucket))) for place in places)
+
+    return encode(tuned, base, dtype, bucket=pays(nbytes(bucket=True), nbytes(bucket=False)))
 
 
 def encode(tuned: Words, base: Words, dtype: DType, *, bucket: bool = False) -> Encoded:

@@ -22,7 +22,7 @@ from obm_format.codecs import affine, catalogue, raw, rtvq, sign1, sparse, tern1
 from obm_format.codecs.base import Encoded, with_tail
 from obm_format.compress.choices import Choice, Fitted
 from obm_format.compress.measure import ErrorSums
-from obm_format.compress.options import BUCKETED, FIT, CompressOptions
+from obm_format.compress.options import FIT, CompressOptions
 from obm_format.compress.report import CompressReport, make_report
 from obm_format.errors import CheckpointError, UsageError
 from obm_format.expert import Expert, ExpertWriter
@@ -307,14 +307,14 @@ class Compression:
         if rest == "raw" or found.relation is Relation.RESHAPED:
             mode = Mode.ADDED if found.base is None else Mode.REPLACE
             return mode, raw.encode(words, found.spec.dtype, framed=False if rest == "raw" else None)
-        if rest not in ("exact", BUCKETED, FIT) and self.may_lose(found):
+        if rest not in ("exact", FIT) and self.may_lose(found):
             return self.store(found, Choice(encoding="zero" if rest == "drop" else rest))
         return self._encode_exact(found)
 
     def _encode_exact(self, found: Pair) -> tuple[Mode, Encoded]:
         words, old = self.tuned.words(found.source), None if found.base is None else self.base.words(found.base.name)
         dtypes = found.spec.dtype, None if found.base is None else found.base.dtype
-        return catalogue.encode_exact(words, old, *dtypes, bucket=self.options.rest == BUCKETED)
+        return catalogue.encode_exact(words, old, *dtypes)
 
     def may_lose(self, found: Pair) -> bool:
         """Whether a lossy encoding touches this tensor: it has elements, and a counterpart of other bytes."""

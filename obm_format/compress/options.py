@@ -23,8 +23,7 @@ PRESETS: Mapping[str, str] = {
     "code": "attention",
 }  # the paper's positions
 ENCODINGS = ("sign1", "tern1", "sparse", "affine8", "affine4", "affine3", "affine2")
-BUCKETED = "exact-bucket"  # exact, and smaller; slower to decode
-RESTS = ("exact", BUCKETED, "raw", "affine8", "affine4", "affine3", "affine2", "drop")
+RESTS = ("exact", "raw", "affine8", "affine4", "affine3", "affine2", "drop")
 FIT = "fit"  # the rest where a budget chooses for it too; nothing that the caller says
 
 _PAPER_ALPHA = AlphaChoice(granularity=Granularity.MATRIX, rule=AlphaRule.MEAN)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--rest", metavar="R",
-    help="The other tensors: exact [default], exact-bucket (smaller, slower to decode), raw, affine8, affine4, "
+    help="The other tensors: exact [default], raw, affine8, affine4, "
     "affine3, affine2 or drop.",
 )  # fmt: skip
 @click.option(

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     cases: defaultdict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and "triton" in parameters(item).values():
+        if isinstance(item, pytest.Function) and "triton" in implementations(item):
             cases[item.originalname].append(item)
     left_out = [item for name, same in cases.items() for item in sampled(name, same)]
     if left_out:
@@ -54,6 +54,11 @@ def sampled(name: str, same: list[pytest.Function]) -> list[pytest.Function]:
 def parameters(item: pytest.Function) -> dict[str, object]:
     """The parameters of a test case."""
     return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def implementations(item: pytest.Function) -> list[str]:
+    """The kernels that a test case is about."""
+    return [value for value in parameters(item).values() if isinstance(value, str)]
 
 
 def elements(item: pytest.Function) -> int:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 registry_option = click.option(
     "--registry",
     metavar="URL",
-    help="The registry of references without a host: embedded, https://HOST, file://FOLDER [default: OBM_REGISTRY, "
-    "else the embedded one].",
+    help="The registry of references without a host: embedded, https://HOST, file://FOLDER, s3://BUCKET/PREFIX "
+    "[default: OBM_REGISTRY, else the embedded one].",
 )
 
 

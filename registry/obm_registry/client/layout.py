@@ -210,7 +210,7 @@ class LayoutStore:
         """See `Store.referrers`."""
         found: dict[str, Descriptor] = {}
         for row in self._rows():
-            if _repository(row) != repository or row.digest in found:
+            if _repository(row) != repository or row.digest in found or row.artifact_type not in ("", artifact_type):
                 continue
             body = self._read(row)
             manifest = parse_manifest(body.body, media_type=body.media_type)

@@ -19,7 +19,7 @@ from obm_registry.embedded import open_embedded
 from obm_registry.interface import ExpertRegistry
 from obm_registry.manifest import segments
 
-KINDS = ("embedded", "stock", "own", "file")
+KINDS = ("embedded", "stock", "own", "file", "s3")
 _numbers = itertools.count()
 
 
@@ -44,6 +44,9 @@ def registry(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
     if kind == "own":
         url, token = request.getfixturevalue("own")
         log_in(url, token, tmp_path)
+    elif kind == "s3":
+        request.getfixturevalue("s3")
+        url = f"s3://shelf/{tmp_path.name}"
     else:
         url = f"file://{tmp_path / 'layout'}" if kind == "file" else request.getfixturevalue("stock")
     with open_there(url, tmp_path) as remote:
@@ -231,7 +234,7 @@ def test_remove_a_tag(kind: str, there: ExpertRegistry, expert: Path, repository
 
 def test_log(kind: str, there: ExpertRegistry, expert: Path, repository: str) -> None:
     there.push(expert, f"{repository}:a")
-    if kind in ("stock", "file"):
+    if kind in ("stock", "file", "s3"):
         with pytest.raises(RegistryError) as caught:
             there.log(f"{repository}:a")
         assert reason(caught) == "unsupported"

@@ -246,7 +246,7 @@ def _refusals(where: str) -> Iterator[None]:
             "unauthorized", _line(error), where=where, hint="set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
         ) from error
     except (exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError) as error:
-        raise RegistryError("stalled", "the service made no progress for too long", where=where) from error
+        raise RegistryError("network", "the service made no progress for too long", where=where) from error
     except (exceptions.ParamValidationError, exceptions.NoRegionError, ValueError) as error:
         raise UsageError("usage", _line(error), where=where) from error
     except exceptions.BotoCoreError as error:

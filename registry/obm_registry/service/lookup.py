@@ -53,14 +53,14 @@ def list_repositories(registry: Registry, *, after: str = "", limit: int = MAX_P
 
 
 def list_tags(registry: Registry, repository: str, *, after: str = "", limit: int = MAX_PAGE) -> list[str]:
-    """Tags of a repository in order, behind `after`.
+    """Tags of a repository in order, behind `after`, at most `limit`.
 
     Raises:
         RegistryError: `not_found`.
     """
     with registry.catalog.read() as session:
         repo = require_repository(session, repository)
-        return session.tags.names(repo.id, after=after, limit=min(limit, MAX_PAGE))
+        return session.tags.names(repo.id, after=after, limit=limit)
 
 
 def list_referrers(

@@ -19,7 +19,7 @@ from obm_format.errors import BackboneMismatch, CheckpointError, FormatError
 from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32, Words, first_not_finite
 from obm_format.limits import DEFAULT_LIMITS
-from obm_format.model import Prefix, TensorSpec
+from obm_format.model import DType, Prefix, TensorSpec
 
 _ALLOW_REMOVED = "finish the fine-tune's checkpoint, or allow removed tensors (--allow-removed)"
 
@@ -169,6 +169,34 @@ def difference(found: Pair, base: Checkpoint, tuned: Checkpoint, kernels: Kernel
             "not_finite_input", "fine-tune and backbone differ by more than float32 holds", where=found.name
         )
     return d
+
+
+def check_difference(found: Pair, base: Checkpoint, tuned: Checkpoint, kernels: Kernels) -> None:
+    """Refuse a pair that is stored exactly and whose difference float32 cannot hold (clauses 9.2 and 11.1).
+
+    Args:
+        found: any pair.
+        base: the backbone.
+        tuned: the fine-tune.
+        kernels: subtracts, where an element is so large that it matters.
+
+    Raises:
+        CheckpointError: `not_finite_input`.
+    """
+    if found.base is None or not found.is_float or found.relation is Relation.RESHAPED:
+        return
+    if _is_vast(base.words(found.base.name), found.base.dtype) or _is_vast(tuned.words(found.source), found.spec.dtype):
+        difference(found, base, tuned, kernels)
+
+
+def _is_vast(words: Words, dtype: DType) -> bool:
+    """Whether a magnitude is 2^127 or more: the difference of two smaller ones is finite in float32."""
+    limit = {DType.F32: 0xFE << 23, DType.BF16: 0xFE << 7}.get(dtype)
+    if limit is None or not words.size:
+        return False
+    sign = 1 << (8 * words.itemsize - 1)
+    # as signed numbers the positive ones stay in order, as unsigned ones the negative ones come last
+    return int(words.view(f"i{words.itemsize}").max()) >= limit or int(words.max()) >= sign | limit
 
 
 def check_finite(checkpoint: Checkpoint, name: str, role: str) -> None:

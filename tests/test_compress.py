@@ -564,6 +564,22 @@ def test_not_finite_input_refused(tmp_path: Path, side: str, name: str, value: f
     assert f"the {side} holds NaN or Inf at flat index 18" in str(error)
 
 
+@pytest.mark.parametrize("options", [EXACT, CompressOptions(position="none", rest="raw"), CompressOptions()])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_difference_beyond_float32_refused(tmp_path: Path, options: CompressOptions, dtype: DType, sign: int) -> None:
+    base, huge = tiny_llama(1), np.array([[1, sign * 2.0**127], [0, 0]])
+    for name in ("model.layers.0.mlp.up_proj.weight", "other"):
+        error = refused(tmp_path, {**base, name: (dtype, huge)}, {**shifted(base, 2), name: (dtype, -huge)}, options)
+        assert (error.reason, error.where) == ("not_finite_input", name)
+
+
+def test_vast_values_of_one_sign_are_kept(tmp_path: Path) -> None:
+    base = {**tiny_llama(1), "other": (F32, np.array([2.0**127, -(2.0**127)]))}
+    make(tmp_path, base, {**shifted(base, 2), "other": (F32, np.array([2.0**126, -1.5 * 2.0**127]))}, EXACT)
+    assert_is_the_fine_tune(tmp_path)
+
+
 def test_not_finite_removed_tensor_refused(tmp_path: Path) -> None:
     base = tiny_llama(1)
     options = CompressOptions(allow_removed=True)

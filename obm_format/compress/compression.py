@@ -32,7 +32,7 @@ from obm_format.limits import DEFAULT_LIMITS
 from obm_format.model import BackboneId, Granularity, Kind, Mode, RtvqParams, TensorRecord, TensorSpec, ZeroParams
 from obm_format.positions import blocks_of, matrix_rows, select
 from obm_format.progress import Progress, silent
-from obm_format.taskvector import Pair, Relation, check_finite, difference, pair
+from obm_format.taskvector import Pair, Relation, check_difference, check_finite, difference, pair
 
 _AHEAD = 4  # tensors that are hashed and checked before their turn
 
@@ -253,6 +253,8 @@ class Compression:
         if found.name not in self.inside:
             self.tuned.sha256(found.source)
         check_finite(self.tuned, found.source, "fine-tune")
+        if found.name not in self.inside:
+            check_difference(found, self.base, self.tuned, self.kernels)
 
     def _twin(self, found: Pair, targets: dict[tuple[object, ...], Pair]) -> str | None:
         """The tensor that this one is tied to: equal bytes, and so in the backbone (obm-1 clause 5.8).

@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -336,10 +337,12 @@ def parse_safetensors_header(data: mmap.mmap | bytes, path: Path) -> tuple[dict[
 def _parse_entry(name: str, entry: object, data_start: int, path: Path) -> Entry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"has a malformed entry for tensor {name!r}")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # JSON can write half a character, UTF-8 cannot
+        raise _bad(path, f"has a name that is no text: {name!r}")
     shape, offsets, dtype_name = entry["shape"], entry["data_offsets"], entry["dtype"]
     if not _is_sizes(shape) or len(shape) > RANK or not _is_sizes(offsets) or len(offsets) != 2:
         raise _bad(path, f"has a malformed shape or range for tensor {name!r}")
-    if dtype_name not in DType.__members__:
+    if not isinstance(dtype_name, str) or dtype_name not in DType.__members__:
         raise CheckpointError(
             "unsupported_dtype",
             f"tensor {name!r} has a dtype that obm does not know",
@@ -354,7 +357,7 @@ def _parse_entry(name: str, entry: object, data_start: int, path: Path) -> Entry
 
 
 def _is_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in value)
 
 
 def _check_ranges(entries: list[Entry], start: int, file_nbytes: int, path: Path) -> None:
@@ -473,8 +476,7 @@ def _parse_object(data: bytes, path: Path) -> dict[str, object]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise _bad(path, f"holds the key {twice!r} twice")
         return found
 

@@ -63,6 +63,10 @@ def test_spec_modules_do_not_import_the_package() -> None:
     assert imported - own <= sys.stdlib_module_names
 
 
+def test_minimal_reader_is_short_enough_to_read() -> None:
+    assert len((SPEC / "minimal_reader.py").read_text().splitlines()) <= 450
+
+
 @pytest.mark.parametrize("folder", ["valid", "invalid"])
 def test_vectors_name_clauses_that_exist(folder: str) -> None:
     assert {json.loads(path.read_text())["clause"] for path in (VECTORS / folder).glob("*.json")} <= CLAUSES

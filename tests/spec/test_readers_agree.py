@@ -106,7 +106,6 @@ class HeaderOnly(minimal_reader.Expert):
     """The minimal reader, without a file behind the header."""
 
     def __init__(self, head: bytes) -> None:
-        minimal_reader.SimpleNamespace.__init__(self, canonical=True)
         self.read_header(head[8 : header_nbytes(head)].decode("latin-1"))
 
 

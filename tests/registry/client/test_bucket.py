@@ -19,6 +19,7 @@ from registry_files import write_expert
 from obm_format.errors import ObmError, RegistryError, UsageError
 from obm_registry.client import bucket, layout_bucket
 from obm_registry.client.bucket import Bucket
+from obm_registry.client.layout_bucket import BucketLayout
 from obm_registry.manifest.oci import IMAGE_INDEX
 
 RUN = "from obm_cli.__main__ import run; run()"
@@ -268,3 +269,22 @@ def test_commands_take_a_bucket_and_say_what_it_needs(
     listed = obm("", "ls", "--json", OBM_REGISTRY=url, **home)
     assert listed.returncode == 0, listed.stderr
     assert REF in listed.stdout
+
+
+def test_a_change_that_came_between_is_kept(s3: str, prefix: str) -> None:
+    one, other = (BucketLayout(Bucket("shelf", HASTE), "here", f"{prefix}/", HASTE) for _ in range(2))
+    changes = 0
+
+    def change(body: bytes | None) -> bytes:
+        nonlocal changes
+        changes += 1
+        if changes == 1:
+            other.update_index(lambda now: (now or b"") + b" between")
+        return (body or b"") + b" mine"
+
+    one.update_index(change)
+    assert (one.index(), changes) == (b" between mine", 2)
+    one.update_index(change)
+    assert (one.index(), changes) == (b" between mine mine", 3)
+    one.close()
+    other.close()

@@ -84,7 +84,7 @@ class NumbaSteps:
             (add_shorts if is_short else add_longs)(stream, old, to, n)
 
     def _scratch(self, n: int) -> npt.NDArray[np.uint16]:
-        """At least n words of this thread's own, kept: new memory for every cut costs a twelfth of the decoding."""
+        """At least n words of this thread's own, kept from cut to cut: new memory is a page fault every 4 KiB."""
         held: npt.NDArray[np.uint16] | None = getattr(self._of_thread, "scratch", None)
         if held is None or held.size < n:
             held = self._of_thread.scratch = np.empty(n, np.uint16)

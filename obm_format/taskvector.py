@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,9 @@ from obm_format.kernels.contract import Kernels
 from obm_format.kernels.words import Float32, Words, first_not_finite
 from obm_format.limits import DEFAULT_LIMITS
 from obm_format.model import DType, Prefix, TensorSpec
+
+FindNotFinite = Callable[[Words, DType], int | None]
+"""As `words.first_not_finite`."""
 
 _ALLOW_REMOVED = "finish the fine-tune's checkpoint, or allow removed tensors (--allow-removed)"
 
@@ -213,9 +216,11 @@ def check_finite(checkpoint: Checkpoint, name: str, role: str) -> None:
     check_finite_words(checkpoint.words(name), checkpoint.tensors[name], role)
 
 
-def check_finite_words(words: Words, spec: TensorSpec, role: str, first: int = 0) -> None:
+def check_finite_words(
+    words: Words, spec: TensorSpec, role: str, first: int = 0, find: FindNotFinite = first_not_finite
+) -> None:
     """Refuse NaN and Inf in some elements of a tensor, from flat index `first` on; else as `check_finite`."""
-    index = first_not_finite(words, spec.dtype)
+    index = find(words, spec.dtype)
     if index is not None:
         index += first
         place = "" if len(spec.shape) < 2 else f" {tuple(map(int, np.unravel_index(index, spec.shape)))}"

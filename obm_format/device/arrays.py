@@ -20,10 +20,12 @@ from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Combined,
     Counts,
     Float64,
     Operand,
     SignOperand,
+    TrimmedOperand,
     ValueOperand,
     check_groups,
     check_operand,
@@ -89,7 +91,7 @@ class DeviceKernels:
         base: Words,
         base_dtype: DType,
         routed: Operand | None,
-        others: Sequence[Operand],
+        others: Sequence[Combined],
         *,
         combine: Combine,
         weights: Sequence[float],
@@ -105,7 +107,8 @@ class DeviceKernels:
         if not stays:
             check_output(out, out_dtype, base.shape)
         placed = self._placed(base, base_dtype)
-        operands = [None if one is None else place_operand(one, self._upload) for one in (routed, *others)]
+        whole = [self._made(one, base, base_dtype) for one in others]
+        operands = [None if one is None else place_operand(one, self._upload) for one in (routed, *whole)]
         result = target if stays else torch.empty(base.shape, dtype=FLOATS[out_dtype], device=placed.device)
         with self._launching:
             self._kernels.merge(
@@ -123,6 +126,18 @@ class DeviceKernels:
     def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
         """See `Kernels.count_magnitudes`; trims are chosen on the host, for which nothing is uploaded."""
         self._host.count_magnitudes(values, high, counts)
+
+    def count_differences(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, high: int | None, counts: Counts
+    ) -> None:
+        """See `Kernels.count_differences`, on the host."""
+        self._host.count_differences(tuned, tuned_dtype, base, base_dtype, high, counts)
+
+    def nth_difference(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, threshold: float, number: int
+    ) -> tuple[int, int]:
+        """See `Kernels.nth_difference`, on the host."""
+        return self._host.nth_difference(tuned, tuned_dtype, base, base_dtype, threshold, number)
 
     def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
         """See `Kernels.keep_largest`, on the host."""
@@ -149,6 +164,13 @@ class DeviceKernels:
             return first_not_finite(words, dtype)
         finite = torch.isfinite(words.view(FLOATS[dtype])).reshape(-1)
         return None if bool(finite.all()) else int((~finite).nonzero()[0])
+
+    def _made(self, operand: Combined, base: Words, base_dtype: DType) -> Operand:
+        """The operand as the device takes it: what is trimmed is made on the host."""
+        if not isinstance(operand, TrimmedOperand):
+            return operand
+        d = self._host.subtract(operand.words, operand.dtype, base, base_dtype)
+        return ValueOperand(values=self._host.keep_largest(d, operand.threshold, operand.last))
 
     def _placed(self, words: Words, dtype: DType) -> torch.Tensor:
         return self._upload(words).view(FLOATS[dtype])

@@ -87,7 +87,31 @@ class ZeroOperand:
     """A task vector that is +0 everywhere, of any shape."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrimmedOperand:
+    """An `ExactOperand` of whose task vector only the largest magnitudes are kept, as by `Kernels.keep_largest`.
+
+    Args:
+        words: [rows, cols].
+        dtype: F16, BF16 or F32.
+        threshold: a float32 magnitude.
+        last: the last flat place at which a magnitude of `threshold` is kept; negative for none.
+    """
+
+    words: Words
+    dtype: DType
+    threshold: float
+    last: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.words.shape[0], self.words.shape[1]
+
+
 Operand = SignOperand | ExactOperand | ValueOperand | ZeroOperand
+Combined = Operand | TrimmedOperand
+"""What can be combined: the routed operand is never trimmed."""
 
 
 MAGNITUDE_BINS = 1 << 15  # of a float32 magnitude's upper bits: exponent and 7 bits of fraction
@@ -172,7 +196,7 @@ class Kernels(Protocol):
         base: Words,
         base_dtype: DType,
         routed: Operand | None,
-        others: Sequence[Operand],
+        others: Sequence[Combined],
         *,
         combine: Combine,
         weights: Sequence[float],
@@ -217,6 +241,31 @@ class Kernels(Protocol):
             high: None: count by the upper 15 bits; else those magnitudes whose upper 15 bits these are, by the
                 lower 16.
             counts: int64[32768] or int64[65536], added to.
+        """
+        ...
+
+    def count_differences(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, high: int | None, counts: Counts
+    ) -> None:
+        """`count_magnitudes` of `subtract`'s result, without keeping it; arguments and errors as of both."""
+        ...
+
+    def nth_difference(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, threshold: float, number: int
+    ) -> tuple[int, int]:
+        """Find an element of `subtract`'s result by its magnitude, without keeping the result.
+
+        Args:
+            tuned: words of any shape.
+            tuned_dtype: F16, BF16 or F32.
+            base: words of the same shape.
+            base_dtype: F16, BF16 or F32.
+            threshold: a float32 magnitude.
+            number: at least 1.
+
+        Returns:
+            (flat place of the `number`-th element whose magnitude is `threshold`, `number`); where there are fewer,
+            (-1, how many there are).
         """
         ...
 
@@ -266,7 +315,7 @@ class Kernels(Protocol):
         ...
 
 
-def check_operands(base: Words, base_dtype: DType, operands: Sequence[Operand]) -> None:
+def check_operands(base: Words, base_dtype: DType, operands: Sequence[Combined]) -> None:
     """Refuse a backbone matrix and operands that do not fit together.
 
     Raises:
@@ -286,7 +335,7 @@ def check_output(out: Words, out_dtype: DType, shape: tuple[int, ...]) -> None:
         raise _shape("out", f"writable {shape}", out.shape)
 
 
-def check_weights(others: Sequence[Operand], weights: Sequence[float]) -> None:
+def check_weights(others: Sequence[Combined], weights: Sequence[float]) -> None:
     """Refuse any number of weights but one for each of the other experts."""
     if len(weights) != len(others):
         raise UsageError("usage", "each of the other experts needs one weight", expected=len(others), got=len(weights))
@@ -342,18 +391,18 @@ def check_pack(tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType,
         )
 
 
-def combined_is_absent(others: Sequence[Operand], lam: float) -> bool:
+def combined_is_absent(others: Sequence[Combined], lam: float) -> bool:
     """Whether lam*T is left out: lam rounds to 0 in float32, or every other expert is zero here."""
     return bool(np.float32(lam) == 0) or all(isinstance(other, ZeroOperand) for other in others)
 
 
-def check_operand(operand: Operand, shape: tuple[int, ...], where: str) -> None:
+def check_operand(operand: Combined, shape: tuple[int, ...], where: str) -> None:
     """Refuse an operand whose arrays are not those of a [rows, cols] matrix of `shape`."""
     if isinstance(operand, ZeroOperand):
         return
     if isinstance(operand, SignOperand):
         _check_sign(operand, where)
-    elif isinstance(operand, ExactOperand):
+    elif isinstance(operand, ExactOperand | TrimmedOperand):
         check_words(operand.words, operand.dtype, where)
     elif operand.values.dtype != np.float32 or operand.values.ndim != 2:
         raise _shape(where, "float32[rows, cols]", f"{operand.values.dtype}{operand.values.shape}")

@@ -22,11 +22,13 @@ from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Combined,
     Counts,
     ExactOperand,
     Float64,
     Operand,
     SignOperand,
+    TrimmedOperand,
     ValueOperand,
     ZeroOperand,
     check_counts,
@@ -45,7 +47,7 @@ from obm_format.kernels.cpu_elements import BF16, F16, F32
 from obm_format.kernels.cpu_lanes import WORD
 from obm_format.kernels.reference import ReferenceKernels
 from obm_format.kernels.runs import Int64, add_in_order, are_on_bytes, split_groups
-from obm_format.kernels.words import Float32, Words, cast
+from obm_format.kernels.words import EXPONENT, Float32, Words, cast
 from obm_format.model import DType
 
 _KINDS = {DType.F16: F16, DType.BF16: BF16, DType.F32: F32}
@@ -136,7 +138,7 @@ class NumbaKernels:
         base: Words,
         base_dtype: DType,
         routed: Operand | None,
-        others: Sequence[Operand],
+        others: Sequence[Combined],
         *,
         combine: Combine,
         weights: Sequence[float],
@@ -190,6 +192,34 @@ class NumbaKernels:
         for found in self._share(values.size, values.size, work):
             counts += found
 
+    def count_differences(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, high: int | None, counts: Counts
+    ) -> None:
+        """See `Kernels.count_differences`."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        check_counts(high, counts)
+        pair = select.Difference(tuned.ctypes.data, _KINDS[tuned_dtype], base.ctypes.data, _KINDS[base_dtype])
+
+        def work(start: int, stop: int) -> Counts:
+            own = np.zeros_like(counts)
+            if high is None:
+                select.count_differences_high(pair, start, stop, own)
+            else:
+                select.count_differences_low(pair, start, stop, high, own)
+            return own
+
+        for found in self._share(base.size, base.size, work):
+            counts += found
+
+    def nth_difference(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, threshold: float, number: int
+    ) -> tuple[int, int]:
+        """See `Kernels.nth_difference`; on the calling thread."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        pair = select.Difference(tuned.ctypes.data, _KINDS[tuned_dtype], base.ctypes.data, _KINDS[base_dtype])
+        place, seen = select.nth_difference(pair, base.size, np.float32(threshold).view(np.uint32), number)
+        return int(place), int(seen)
+
     def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
         """See `Kernels.keep_largest`."""
         check_magnitudes(values)
@@ -238,15 +268,22 @@ class NumbaKernels:
         """See `Kernels.moved`."""
         check_same_words(a, b)
         flat_a, flat_b = a.reshape(-1), b.reshape(-1)
-        # NumPy compares at the speed of memory and without the GIL
-        counts = self._share(
-            flat_a.size, flat_a.size, lambda start, stop: self._reference.moved(flat_a[start:stop], flat_b[start:stop])
-        )
-        return sum(counts)
+        loop = {2: select.unequal_shorts, 4: select.unequal_longs}.get(a.itemsize)
+
+        def work(start: int, stop: int) -> int:
+            if loop is None:
+                return self._reference.moved(flat_a[start:stop], flat_b[start:stop])
+            return int(loop(a.ctypes.data, b.ctypes.data, start, stop))
+
+        return sum(self._share(a.size, a.size, work))
 
     def first_not_finite(self, words: Words, dtype: DType) -> int | None:
         """See `Kernels.first_not_finite`."""
-        return self._reference.first_not_finite(words, dtype)
+        if not dtype.is_float or not words.flags.c_contiguous:
+            return self._reference.first_not_finite(words, dtype)
+        loop = select.first_full_short if words.itemsize == 2 else select.first_full_long
+        place = loop(words.ctypes.data, words.size, words.dtype.type(EXPONENT[dtype]))
+        return None if place < 0 else int(place)
 
     def _values(self, operand: Operand, base: Words | None, base_dtype: DType, out: Float32) -> None:
         rows, cols = (1, out.size) if base is not None else out.shape
@@ -284,25 +321,30 @@ class NumbaKernels:
 class _Addresses:
     """Operands as tables of addresses for `cpu_loops`; keeps the arrays alive while it lives."""
 
-    def __init__(self, operands: Sequence[Operand]) -> None:
+    def __init__(self, operands: Sequence[Combined]) -> None:
         self._alive: list[npt.NDArray[np.generic]] = []
         planes: list[tuple[int, ...]] = []
         ops = []
         for operand in operands:
-            ops.append(self._row(operand, len(planes)))
+            row = self._row(operand, len(planes))
+            ops.append((*row, *[0] * (5 - len(row))))
             if isinstance(operand, SignOperand):
                 planes.extend(self._planes(operand))
-        self.ops: Int64 = np.array(ops, np.int64).reshape(-1, 3)
+        self.ops: Int64 = np.array(ops, np.int64).reshape(-1, 5)
         self.planes: Int64 = np.array(planes, np.int64).reshape(-1, 6)
-        self.needs_base = int(any(isinstance(operand, ExactOperand) for operand in operands))
+        self.needs_base = int(any(isinstance(operand, ExactOperand | TrimmedOperand) for operand in operands))
 
-    def _row(self, operand: Operand, first_plane: int) -> tuple[int, int, int]:
+    def _row(self, operand: Combined, first_plane: int) -> tuple[int, ...]:
         match operand:
             case SignOperand(bits=bits):
                 return loops.SIGN, first_plane, len(bits)
             case ExactOperand(words=words, dtype=dtype):
                 self._alive.append(words)
                 return loops.EXACT, words.ctypes.data, _KINDS[dtype]
+            case TrimmedOperand(words=words, dtype=dtype, threshold=threshold, last=last):
+                self._alive.append(words)
+                head = max(0, min(words.size, last + 1))
+                return loops.TRIMMED, words.ctypes.data, _KINDS[dtype], int(np.float32(threshold).view(np.uint32)), head
             case ValueOperand(values=values):
                 values = np.ascontiguousarray(values)
                 self._alive.append(values)
@@ -376,14 +418,14 @@ def _tiles(rows: int, cols: int) -> int:
     return rows * -(-cols // loops.TILE)
 
 
-def _fastest(job: loops.Job, shifting: Sequence[Operand], planes: Int64) -> loops.Job:
+def _fastest(job: loops.Job, shifting: Sequence[Combined], planes: Int64) -> loops.Job:
     """The job with the short cuts that its operands allow; each gives the same bits as none."""
     is_brain = job.base_kind == job.source_kind == job.out_kind == BF16
     is_mixed = is_brain and job.combine == loops.TIES and _is_mixed(shifting, job.others, planes)
     return job._replace(table=_table_columns(shifting, planes, job.cols), mixed=int(is_mixed))
 
 
-def _table_columns(shifting: Sequence[Operand], planes: Int64, cols: int) -> int:
+def _table_columns(shifting: Sequence[Combined], planes: Int64, cols: int) -> int:
     """Columns that share one table of shifts, or 0 where none is possible or worth its making."""
     if len(planes) > loops.TABLE_PLANES or not all(isinstance(o, SignOperand) for o in shifting):
         return 0
@@ -395,7 +437,7 @@ def _table_columns(shifting: Sequence[Operand], planes: Int64, cols: int) -> int
     return columns if is_constant or min(columns, cols) >= _TABLE_WORTH << len(planes) else 0
 
 
-def _is_mixed(shifting: Sequence[Operand], others: int, planes: Int64) -> bool:
+def _is_mixed(shifting: Sequence[Combined], others: int, planes: Int64) -> bool:
     """Whether the others are one exact BF16 and one sign expert, and all signs have one plane and no column groups."""
     exact = [o for o in shifting[:others] if isinstance(o, ExactOperand) and o.dtype is DType.BF16]
     signs = [o for o in shifting if isinstance(o, SignOperand)]

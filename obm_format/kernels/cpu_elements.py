@@ -116,6 +116,14 @@ def add_brain(source, out, shift, n):
 
 
 @step
+def keep_large(address, n, least):
+    """The float32[n] at an address become +0 where the bits of their magnitude are below `least`."""
+    longs = longs_at(address, n)
+    for i in range(n):
+        longs[i] = longs[i] if (longs[i] & u32(0x7FFF_FFFF)) >= least else u32(0)
+
+
+@step
 def round_in_place(values, kind, n):
     """values[i] becomes the word of RNE(values[i]), in the place of the float."""
     if kind == BF16:

@@ -21,6 +21,7 @@ from obm_format.kernels.cpu_compile import kernel, step
 from obm_format.kernels.cpu_elements import (
     BF16,
     add_brain,
+    keep_large,
     load,
     longs_at,
     round_in_place,
@@ -57,7 +58,7 @@ TILE = 1024  # elements; a multiple of WORD
 ROW = TILE + 80  # floats from row to row of the scratch: rows a power of two apart would collide in the cache
 TABLE_PLANES = 8  # most sign planes under one table
 
-SIGN, EXACT, VALUE, ZERO = 0, 1, 2, 3  # operand kinds
+SIGN, EXACT, VALUE, ZERO, TRIMMED = 0, 1, 2, 3, 4  # operand kinds
 SUM, MEAN, TIES = 0, 1, 2
 
 # Columns of `planes`: address of the bits, bytes from row to row, address of the alphas, bytes from row to row and from
@@ -107,7 +108,8 @@ class Operands(NamedTuple):
     """The others in their order, then the routed one if it adds to the shift.
 
     Args:
-        ops: int64[n, 3]: (SIGN, first plane, number of planes), (EXACT or VALUE, address, kind) or (ZERO, 0, 0).
+        ops: int64[n, 5]: (SIGN, first plane, number of planes, 0, 0), (EXACT or VALUE, address, kind, 0, 0), (ZERO, 0,
+            0, 0, 0) or (TRIMMED, address, kind, bits of the threshold, flat places at which it is kept too).
         planes: int64[planes, 6], columns as above.
         weights: float32, one per other.
     """
@@ -180,12 +182,16 @@ def _values(work, to, operands, k, tile):
     elif kind == ZERO:
         for i in range(tile.n):
             into[i] = _ZERO
-    else:  # VALUE, or EXACT, whose backbone is still to be taken off
+    else:  # VALUE, or EXACT or TRIMMED, whose backbone is still to be taken off
         load(into, ops[k, 1] + tile.place * width(ops[k, 2]), ops[k, 2], tile.n)
-        if kind == EXACT:
+        if kind != VALUE:
             base = work[BASE]
             for i in range(tile.n):
                 into[i] -= base[i]
+        if kind == TRIMMED:
+            head = min(tile.n, max(np.int64(0), ops[k, 4] - tile.place))
+            keep_large(into.ctypes.data, head, u32(ops[k, 3]))
+            keep_large(into.ctypes.data + 4 * head, tile.n - head, u32(ops[k, 3] + 1))
 
 
 # --- merge --------------------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ from obm_format.kernels.contract import (
     Bits,
     Bounds,
     Combine,
+    Combined,
     Counts,
     ExactOperand,
     Float64,
     Operand,
     SignOperand,
+    TrimmedOperand,
     ValueOperand,
     ZeroOperand,
     check_counts,
@@ -92,7 +94,7 @@ class ReferenceKernels:
         base: Words,
         base_dtype: DType,
         routed: Operand | None,
-        others: Sequence[Operand],
+        others: Sequence[Combined],
         *,
         combine: Combine,
         weights: Sequence[float],
@@ -128,6 +130,30 @@ class ReferenceKernels:
             else:
                 low = bits[(bits >> np.uint32(16)) == high] & np.uint32(0xFFFF)
                 counts += np.bincount(low, minlength=counts.size)
+
+    def count_differences(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, high: int | None, counts: Counts
+    ) -> None:
+        """See `Kernels.count_differences`."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        check_counts(high, counts)
+        for block in _flat_blocks(base.size):
+            d = self.subtract(tuned.reshape(-1)[block], tuned_dtype, base.reshape(-1)[block], base_dtype)
+            self.count_magnitudes(d, high, counts)
+
+    def nth_difference(
+        self, tuned: Words, tuned_dtype: DType, base: Words, base_dtype: DType, threshold: float, number: int
+    ) -> tuple[int, int]:
+        """See `Kernels.nth_difference`."""
+        check_pair(tuned, tuned_dtype, base, base_dtype)
+        seen = 0
+        for block in _flat_blocks(base.size):
+            d = self.subtract(tuned.reshape(-1)[block], tuned_dtype, base.reshape(-1)[block], base_dtype)
+            equal = np.flatnonzero(np.abs(d) == np.float32(threshold))
+            if number <= seen + equal.size:
+                return block.start + int(equal[number - seen - 1]), number
+            seen += equal.size
+        return -1, seen
 
     def keep_largest(self, values: Float32, threshold: float, last: int) -> Float32:
         """See `Kernels.keep_largest`."""
@@ -180,6 +206,10 @@ def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
+def _flat_blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(size, start + _ROW_BLOCK)) for start in range(0, size, _ROW_BLOCK))
+
+
 def _random_bits(key: int, start: int, size: int) -> npt.NDArray[np.uint64]:
     """53 random bits for each flat place: splitmix64, as a function of the place."""
     z = np.arange(start + 1, start + size + 1, dtype=np.uint64)
@@ -213,13 +243,16 @@ def _sign_values(operand: SignOperand, rows: slice) -> Float32:
     return np.zeros(operand.shape, np.float32)[rows] if total is None else total
 
 
-def _values(base: Words, base_dtype: DType, operand: Operand, rows: slice) -> Float32:
+def _values(base: Words, base_dtype: DType, operand: Combined, rows: slice) -> Float32:
     """The task vector values of some rows (obm-1 clause 9.2)."""
     match operand:
         case SignOperand():
             return _sign_values(operand, rows)
         case ExactOperand(words=words, dtype=dtype):
             return np.asarray(to_float32(words[rows], dtype) - to_float32(base[rows], base_dtype))
+        case TrimmedOperand(words=words, dtype=dtype, threshold=threshold, last=last):
+            d = np.asarray(to_float32(words[rows], dtype) - to_float32(base[rows], base_dtype))
+            return ReferenceKernels().keep_largest(d, threshold, last - rows.start * words.shape[1])
         case ValueOperand(values=values):
             return values[rows]
         case ZeroOperand():

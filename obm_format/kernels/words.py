@@ -19,7 +19,7 @@ Words = npt.NDArray[np.unsignedinteger[Any]]
 Float32 = npt.NDArray[np.float32]
 
 _WORDS: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
-_EXPONENT = {  # all bits of the exponent field: set exactly in infinities and NaNs
+EXPONENT = {  # all bits of the exponent field: set exactly in infinities and NaNs
     DType.F16: 0x7C00,
     DType.BF16: 0x7F80,
     DType.F32: 0x7F80_0000,
@@ -107,7 +107,7 @@ def first_not_finite(words: Words, dtype: DType) -> int | None:
     """
     if not dtype.holds_reals:
         return None
-    mask = words_dtype(dtype).type(_EXPONENT[dtype])
+    mask = words_dtype(dtype).type(EXPONENT[dtype])
     flat = np.asarray(words).reshape(-1)
     for start in range(0, flat.size, _SCAN):
         bad = (flat[start : start + _SCAN] & mask) == mask

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.contract import (
+    Combine,
+    Combined,
+    ExactOperand,
+    Kernels,
+    Operand,
+    TrimmedOperand,
+    ValueOperand,
+    ZeroOperand,
+)
 from obm_format.kernels.words import Float32, Words, from_float32, to_float32
 from obm_format.merge.dare import Drawn, rescaled, tensor_key
 from obm_format.merge.methods import Arithmetic, Cut, Divisor, Rescale, TrimScope, When
@@ -20,7 +29,7 @@ from obm_format.merge.recipe import Recipe
 from obm_format.merge.sums import MagnitudeSum
 from obm_format.merge.ties import combine
 from obm_format.merge.trim import KEEP_ALL, KEEP_NONE, Kept, Windows, kept_count, select
-from obm_format.merge.windows import in_view, matrix_view, row_windows, rows_of, task_vector, window_values
+from obm_format.merge.windows import Values, in_view, made, matrix_view, row_windows, rows_of, task_vector, window_looks
 from obm_format.model import DType
 
 
@@ -118,15 +127,16 @@ def merge_tensor(
     target = Target(out.reshape(job.view), out_dtype, lam)
     weights = [share.weight for share, _ in pairs]
     known = kernel_combine(arithmetic, weights, zero_is_positive=zero_is_positive)
-    if known is not None and all(how is WHOLE for _, how in pairs):
-        job.merge(slice(None), job.operands, known, weights, target)
+    whole = job.whole_operands() if known is not None else None
+    if known is not None and whole is not None:
+        job.merge(slice(None), whole, known, weights, target)
         return
     for rows in row_windows(job.view):
         if arithmetic.whole:
-            whole = combine(job.whole_weights(rows), weights, arithmetic)
-            target.words[rows] = from_float32(whole, out_dtype)
+            mixed = combine(job.whole_weights(rows), weights, arithmetic)
+            target.words[rows] = from_float32(mixed, out_dtype)
         elif known is not None:
-            operands = [ValueOperand(values=values) for values in job.values(rows)]
+            operands: list[Combined] = [ValueOperand(values=values) for values in job.values(rows)]
             job.merge(rows, operands, known, weights, target)
         else:
             term = combine(job.values(rows), weights, arithmetic, zero_is_positive=zero_is_positive)
@@ -181,8 +191,9 @@ def find_thinning(share: Share, name: str, size: int, windows: Windows, recipe: 
         return how
     before, after = MagnitudeSum(), MagnitudeSum()
     for start, values in windows():
-        before.add(values)
-        after.add(choice.apply(values, start, kernels))
+        for place, some in made(values, kernels):
+            before.add(some)
+            after.add(choice.apply(some, start + place, kernels))
     return replace(how, l1=(float(before.total), float(after.total)))
 
 
@@ -190,8 +201,8 @@ def _thinning_here(share: Share, base: BaseMatrix, recipe: Recipe, kernels: Kern
     if isinstance(share.operand, ZeroOperand):
         return WHOLE
 
-    def windows() -> Iterable[tuple[int, Float32]]:
-        return window_values(share.operand, base.words, base.dtype, kernels)
+    def windows() -> Iterable[tuple[int, Values]]:
+        return window_looks(share.operand, base.words, base.dtype, kernels)
 
     return find_thinning(share, base.name, base.words.size, windows, recipe, kernels)
 
@@ -228,6 +239,22 @@ class _Job:
         self._routed = None if routed is None else in_view(routed, self.view, kernels)
         self._how, self._kernels = [how for _, how in pairs], kernels
 
+    def whole_operands(self) -> list[Combined] | None:
+        """The thinned task vectors as the kernels take them, or None where one of them has to be made first."""
+        found = [self._whole(operand, how) for operand, how in zip(self.operands, self._how, strict=True)]
+        known = [operand for operand in found if operand is not None]
+        return known if len(known) == len(found) else None
+
+    def _whole(self, operand: Operand, how: Thinning) -> Combined | None:
+        if how is WHOLE:
+            return operand
+        choice = how.choice
+        if not isinstance(operand, ExactOperand) or not isinstance(choice, Kept) or how.rescale is not Rescale.NONE:
+            return None
+        return TrimmedOperand(
+            words=operand.words, dtype=operand.dtype, threshold=choice.threshold, last=choice.last - self._start
+        )
+
     def values(self, rows: slice) -> list[Float32]:
         """The thinned task vectors in some rows."""
         base, start = self._base[rows], self._start + rows.start * self.view[1]
@@ -247,13 +274,18 @@ class _Job:
         ]
 
     def merge(
-        self, rows: slice, operands: Sequence[Operand], how: Combine, weights: Sequence[float], target: Target
+        self, rows: slice, operands: Sequence[Combined], how: Combine, weights: Sequence[float], target: Target
     ) -> None:
         """Let the kernels merge some rows."""
         base = self._base[rows]
         shape = (1, base.size) if self.view[1] == 1 else (base.shape[0], base.shape[1])
         routed = None if self._routed is None else in_view(rows_of(self._routed, rows), shape, self._kernels)
-        operands = [in_view(operand, shape, self._kernels) for operand in operands]
+        operands = [
+            replace(operand, words=operand.words.reshape(shape))
+            if isinstance(operand, TrimmedOperand)
+            else in_view(operand, shape, self._kernels)
+            for operand in operands
+        ]
         self._kernels.merge(
             base.reshape(shape),
             self._dtype,

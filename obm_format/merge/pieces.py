@@ -10,7 +10,7 @@ from typing import Protocol
 from obm_format.codecs.base import Span
 from obm_format.errors import UsageError
 from obm_format.expert.pieces import ExactPieces, Pieces, open_pieces
-from obm_format.kernels.contract import ExactOperand, Operand
+from obm_format.kernels.contract import ExactOperand, Kernels, Operand
 from obm_format.kernels.words import Words
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.model import TensorRecord
@@ -31,13 +31,14 @@ class DensePieces:
     Args:
         source: the fine-tune.
         name: the tensor, in backbone coordinates.
+        kernels: who looks for NaN.
         is_look: whether this is but a look: whoever merges the tensor checks it.
     """
 
-    def __init__(self, source: DenseFineTune, name: str, *, is_look: bool = False) -> None:
+    def __init__(self, source: DenseFineTune, name: str, kernels: Kernels, *, is_look: bool = False) -> None:
         self._spec, words = source.words(name)
         self._words = words.reshape(-1)
-        self._is_look = is_look
+        self._kernels, self._is_look = kernels, is_look
         self._at = 0
 
     def operand(self, span: Span, shape: tuple[int, int]) -> Operand:
@@ -52,7 +53,7 @@ class DensePieces:
         """
         words = self._words[self._at : self._at + count]
         if not self._is_look:
-            check_finite_words(words, self._spec, "fine-tune", self._at)
+            check_finite_words(words, self._spec, "fine-tune", self._at, self._kernels.first_not_finite)
         self._at += count
         return words
 
@@ -61,21 +62,23 @@ class DensePieces:
         self.take(self._words.size - self._at)
 
 
-def pieces_of(source: Source, record: TensorRecord, base: Words | None, rows: int, *, is_look: bool = False) -> Pieces:
+def pieces_of(
+    source: Source, record: TensorRecord, base: Words | None, rows: int, kernels: Kernels, *, is_look: bool = False
+) -> Pieces:
     """The task vector of a tensor in pieces; arguments as of `expert.pieces.open_pieces` and `DensePieces`."""
     if isinstance(source, DenseFineTune):
-        return DensePieces(source, record.name, is_look=is_look)
+        return DensePieces(source, record.name, kernels, is_look=is_look)
     return open_pieces(source, record.name, base, rows)
 
 
-def words_of(source: Source, record: TensorRecord, base: Words | None) -> WordPieces:
+def words_of(source: Source, record: TensorRecord, base: Words | None, kernels: Kernels) -> WordPieces:
     """The fine-tune's own words of an exact record in pieces.
 
     Raises:
         UsageError: the record is approximate (`usage`).
     """
     if isinstance(source, DenseFineTune):
-        return DensePieces(source, record.name)
+        return DensePieces(source, record.name, kernels)
     if not record.is_exact:
         raise UsageError("usage", "the tensor is stored approximately", where=record.name, got=record.encoding)
     return ExactPieces(source, record, base)

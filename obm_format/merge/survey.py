@@ -165,7 +165,7 @@ def _count_out(plan: MergePlan, look: Look, kernels: Kernels, rankings: Mapping[
         pieces = window_values(operand, base, dtype, kernels)
         here = sum(count_equal(values, ranking.threshold) for _, values in pieces)
         pieces = window_values(operand, base, dtype, kernels)
-        last = nth_equal(pieces, ranking.threshold, min(left[place], here))
+        last = nth_equal(pieces, ranking.threshold, min(left[place], here), kernels)
         found[place, one.record.name] = Kept(ranking.threshold, last)
         left[place] -= min(left[place], here)
     return found

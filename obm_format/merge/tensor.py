@@ -19,7 +19,7 @@ from obm_format.codecs.base import Span
 from obm_format.errors import FormatError
 from obm_format.expert.pieces import ExactPieces, Pieces
 from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
-from obm_format.kernels.words import Float32, Words, cast
+from obm_format.kernels.words import Words, cast
 from obm_format.merge.arithmetic import WHOLE, BaseMatrix, Share, Thinning, find_thinning, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
 from obm_format.merge.figures import Figures, Piece, count_operands
@@ -27,7 +27,7 @@ from obm_format.merge.meter import Meter
 from obm_format.merge.pieces import DensePieces, pieces_of, words_of
 from obm_format.merge.plan import Contribution, MergePlan, Step
 from obm_format.merge.survey import NO_SURVEY, Survey
-from obm_format.merge.windows import window_values
+from obm_format.merge.windows import Values, window_looks
 from obm_format.model import SignParams, TensorSpec
 from obm_format.taskvector import check_finite_words
 
@@ -123,7 +123,7 @@ class _Maker:
         self._seen = span.stop
         with self._meter.phase("read"):
             if not self._vouching and self._step.base is not None:
-                check_finite_words(words, self._step.base, "backbone", span.start)
+                check_finite_words(words, self._step.base, "backbone", span.start, self._kernels.first_not_finite)
             elif self._known is None:
                 self._hash.update(words.view(np.uint8).data)
         return words
@@ -168,7 +168,7 @@ class _Maker:
                 self._hand_over(span, self._read(span), step.base)
             return
         assert self._plan.routed is not None  # noqa: S101 - there is a routed record
-        pieces = words_of(self._inputs.experts[self._plan.routed], step.routed, self._base)
+        pieces = words_of(self._inputs.experts[self._plan.routed], step.routed, self._base, self._kernels)
         for span in self._spans(step.routed.spec.numel, 1):
             if self._base is not None:
                 self._read(Span(min(span.start, self._base.size), min(span.stop, self._base.size)))
@@ -230,7 +230,7 @@ class _Maker:
 
     def _open(self, one: Contribution, rows: int) -> Pieces:
         with self._meter.phase("decode"):
-            return pieces_of(self._inputs.experts[one.participant], one.record, self._base, rows)
+            return pieces_of(self._inputs.experts[one.participant], one.record, self._base, rows, self._kernels)
 
     def _rows(self) -> int:
         """Rows of the view that all work in, the first sign operand's; 0 where there is none and any view will do."""
@@ -257,13 +257,13 @@ class _Maker:
         if share.density >= 1:
             return WHOLE
 
-        def windows() -> Iterator[tuple[int, Float32]]:
+        def windows() -> Iterator[tuple[int, Values]]:
             expert = self._inputs.experts[one.participant]
-            source = pieces_of(expert, one.record, self._base, rows, is_look=True)
+            source = pieces_of(expert, one.record, self._base, rows, self._kernels, is_look=True)
             for span in self._spans(base.numel, cols):
                 shape = (span.size // cols, cols) if rows else (1, span.size)
                 words, operand = self._read(span), source.operand(span, shape)
-                for start, values in window_values(operand, words.reshape(shape), base.dtype, self._kernels):
+                for start, values in window_looks(operand, words.reshape(shape), base.dtype, self._kernels):
                     yield span.start + start, values
             source.finish()
 

@@ -17,8 +17,9 @@ import numpy as np
 from obm_format.kernels.contract import MAGNITUDE_BINS, MAGNITUDE_LOW_BINS, Counts, Kernels
 from obm_format.kernels.words import Float32
 from obm_format.merge.methods import Count, Cut
+from obm_format.merge.windows import Difference, Values
 
-Windows = Callable[[], Iterable[tuple[int, Float32]]]
+Windows = Callable[[], Iterable[tuple[int, Values]]]
 
 _ALL = 2**63 - 1
 
@@ -99,9 +100,15 @@ class Ranking:
         """Whether this is the second look."""
         return self._high is not None
 
-    def look(self, values: Float32) -> None:
+    def look(self, values: Values) -> None:
         """Count some values."""
-        self._kernels.count_magnitudes(np.ascontiguousarray(values), self._high, self._counts)
+        if isinstance(values, Difference):
+            tuned = values.tuned
+            self._kernels.count_differences(
+                tuned.words, tuned.dtype, values.base, values.base_dtype, self._high, self._counts
+            )
+        else:
+            self._kernels.count_magnitudes(np.ascontiguousarray(values), self._high, self._counts)
 
     def narrow(self) -> None:
         """End the first look: from here on only magnitudes near the rank count."""
@@ -148,12 +155,21 @@ def select(windows: Windows, kept: int, size: int, cut: Cut, kernels: Kernels) -
         ranking.look(values)
     if cut is not Cut.EXACT or ranking.quota == ranking.equals:
         return Kept(ranking.threshold)
-    return Kept(ranking.threshold, nth_equal(windows(), ranking.threshold, ranking.quota))
+    return Kept(ranking.threshold, nth_equal(windows(), ranking.threshold, ranking.quota, kernels))
 
 
-def nth_equal(windows: Iterable[tuple[int, Float32]], threshold: float, number: int) -> int:
+def nth_equal(windows: Iterable[tuple[int, Values]], threshold: float, number: int, kernels: Kernels) -> int:
     """Flat place of the `number`-th element whose magnitude is `threshold`; -1 for number 0."""
     for start, values in windows if number else ():
+        if isinstance(values, Difference):
+            tuned = values.tuned
+            place, seen = kernels.nth_difference(
+                tuned.words, tuned.dtype, values.base, values.base_dtype, threshold, number
+            )
+            if place >= 0:
+                return start + place
+            number -= seen
+            continue
         equal = np.flatnonzero(np.abs(values).reshape(-1) == np.float32(threshold))
         if number <= equal.size:
             return start + int(equal[number - 1])

@@ -6,6 +6,7 @@ Results never depend on where the windows are cut. Source: obm-1 clauses 6.1 and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from obm_format.kernels.words import Float32, Words
 from obm_format.model import DType
 
 WINDOW = 1 << 18  # elements of a window, at least one row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Difference:
+    """A task vector that is not made yet: a fine-tune's words and the backbone's, of one shape."""
+
+    tuned: ExactOperand
+    base: Words
+    base_dtype: DType
+
+
+Values = Float32 | Difference
+"""What a trim looks at: values, or the words that they are the difference of."""
 
 
 def row_windows(shape: tuple[int, int]) -> Iterator[slice]:
@@ -93,3 +107,19 @@ def window_values(operand: Operand, base: Words, base_dtype: DType, kernels: Ker
     operand, matrix = in_view(operand, view, kernels), base.reshape(view)
     for rows in row_windows(view):
         yield rows.start * view[1], task_vector(rows_of(operand, rows), matrix[rows], base_dtype, kernels)
+
+
+def window_looks(operand: Operand, base: Words, base_dtype: DType, kernels: Kernels) -> Iterator[tuple[int, Values]]:
+    """As `window_values`, but an exact operand comes as one `Difference`."""
+    if isinstance(operand, ExactOperand):
+        yield 0, Difference(operand, base.reshape(operand.shape), base_dtype)
+    else:
+        yield from window_values(operand, base, base_dtype, kernels)
+
+
+def made(values: Values, kernels: Kernels) -> Iterator[tuple[int, Float32]]:
+    """The values themselves, window by window: (flat place of the first, values)."""
+    if isinstance(values, Difference):
+        yield from window_values(values.tuned, values.base, values.base_dtype, kernels)
+    else:
+        yield 0, values

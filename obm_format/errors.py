@@ -63,7 +63,7 @@ REASONS: dict[str, Reason] = {
     "manifest_field": _format("a manifest field is missing, unknown, or of the wrong type or value"),
     "bad_name": _format("a name is outside its grammar"),
     "duplicate_name": _format("a name is used twice, or names are out of order"),
-    "bad_shape": _format("a shape is outside the limits or does not fit the encoding"),
+    "bad_shape": _format("a shape has too many elements or does not fit the encoding"),
     "unknown_encoding": _format("the encoding or its mode is unknown"),
     "bad_params": _format("encoding parameters are outside their range"),
     "bad_digest": _format("a digest is not 64 lower-case hexadecimal digits"),

@@ -46,7 +46,8 @@ class Placement:
     def can_make(self, plan: MergePlan) -> bool:
         """Whether the kernels do all of a merge; a trim, or a peer's way of combining, is NumPy's in between."""
         arithmetic = plan.recipe.arithmetic
-        is_known = kernel_combine(arithmetic, [one.weight for one in plan.participants]) is not None
+        combined = plan.participants if plan.recipe.rules.combine is not None else ()
+        is_known = kernel_combine(arithmetic, [one.weight for one in combined]) is not None
         return is_known and arithmetic.zero_is_positive and all(one.density == 1 for one in plan.participants)
 
     def stage(

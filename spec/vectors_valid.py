@@ -32,6 +32,7 @@ from vector_tensors import (
 )
 from vector_writer import Backbone, Dense, Draft, Tensor, artifact_id, file_bytes
 from vectors_edges import EDGES, edge_drafts
+from vectors_strict import strict_drafts
 from vectors_zstd import REAL_FRAMES
 
 
@@ -236,6 +237,22 @@ def _shared() -> Iterator[Valid]:
     draft = _draft("full", offset, zero_ref, fields={"refs": refs, "task": "math"})
     yield Valid(name="rtvq-base", clause="6.7", base="full", draft=base)
     yield Valid(name="rtvq", clause="6.7", base="full", draft=draft, needs=["refs"], refs=["rtvq-base"])
+    yield from _more_of_shared(side, d, shared, refs[1])
+
+
+def _more_of_shared(side: Counterpart, d: list[float], shared: Tensor, ref: str) -> Iterator[Valid]:
+    """A record that grew where the base vector did not, and base vectors that others may not build on."""
+    longer = Counterpart(BACKBONES["full"], "down", tail=random_dense("t", "F32", [2, 67]))
+    grown = rtvq(longer, [x * 0.75 for x in d], 2, unpack("F32", shared.values or b""))
+    draft = _draft("full", grown, fields={"refs": [ref]})
+    yield Valid(name="rtvq-grown", clause="6.7", base="full", draft=draft, needs=["refs"], refs=["rtvq-base"])
+    kind = {"kind": "rtvq-base"}
+    tiny = affine(Counterpart(BACKBONES["tiny"], "down"), d, 3)
+    yield Valid(name="rtvq-base-tiny", clause="6.7", base="tiny", draft=_draft("tiny", tiny, fields=kind))
+    bias = Counterpart(BACKBONES["full"], "bias")
+    odd = [sign1(bias, d[:9]), affine(Counterpart(BACKBONES["full"], "bias", as_name="down"), d[:9], 3)]
+    draft = Draft(backbone=BACKBONES["full"], tensors=odd, fields=kind)
+    yield Valid(name="rtvq-base-odd", clause="6.7", base="full", draft=draft)
 
 
 def _sparse() -> Iterator[Valid]:
@@ -341,6 +358,8 @@ def _routers() -> Iterator[Valid]:
 
 def _edges() -> Iterator[Valid]:
     for name, clause, base, draft in edge_drafts(BACKBONES["tied"], BACKBONES["full"]):
+        yield Valid(name=name, clause=clause, base=base, draft=draft)
+    for name, clause, base, draft in strict_drafts(BACKBONES):
         yield Valid(name=name, clause=clause, base=base, draft=draft)
 
 

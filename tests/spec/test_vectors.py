@@ -72,9 +72,8 @@ def test_valid_vector_opened_by_safetensors_library(name: str) -> None:
 def test_vectors_are_many_and_small() -> None:
     assert len(VALID) >= 60
     assert len(INVALID) >= 400
-    assert (
-        sum(path.stat().st_size for path in VECTORS.glob("*/*")) < 800_000
-    )  # a file is a header of a kilobyte and parts of 64 bytes
+    nbytes = sum(path.stat().st_size for path in VECTORS.glob("*/*"))
+    assert nbytes < 900_000  # a file is a header of a kilobyte and parts of 64 bytes; a few show long frames
 
 
 def test_vectors_cover_every_encoding_and_stage() -> None:

@@ -8,6 +8,7 @@ The layout is told in `vectors/README.md`. Standard library only; never imports 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vector_writer import Json, artifact_id, checkpoint_bytes, dumps, file_bytes, sha
@@ -31,13 +32,18 @@ def describe_valid(vector: Valid, file: bytes) -> Json:
         }
     described: Json = {"base": f"base/{vector.base}.safetensors", "clause": vector.clause, "id": artifact_id(file)}
     described |= {"needs": vector.needs, "tensors": tensors}
-    return described | ({"refs": [f"valid/{ref}.obm" for ref in vector.refs]} if vector.refs else {})
+    return described | _refs(vector.refs)
 
 
 def describe_invalid(vector: Invalid) -> Json:
     """The JSON beside an invalid vector."""
     base = f"base/{vector.base}.safetensors" if vector.base else None
-    return {"base": base, "clause": vector.clause, "reason": vector.reason, "stage": vector.stage}
+    described: Json = {"base": base, "clause": vector.clause, "reason": vector.reason, "stage": vector.stage}
+    return described | _refs(vector.refs)
+
+
+def _refs(names: Sequence[str]) -> Json:
+    return {"refs": [f"valid/{name}.obm" for name in names]} if names else {}
 
 
 def pretty(described: Json) -> bytes:

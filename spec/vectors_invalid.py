@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vectors_content import backbone_vectors, content_vectors
+from vectors_damage import damage_vectors
 from vectors_frame import frame_vectors, part_vectors, table_vectors, text_vectors
 from vectors_manifest import field_vectors, name_vectors, record_vectors
 from vectors_order import order_vectors
@@ -24,5 +25,6 @@ def invalid_vectors() -> list[Invalid]:
         backbone_vectors,
         relation_vectors,
         order_vectors,
+        damage_vectors,
     )
     return [vector for maker in makers for vector in maker()]

@@ -24,6 +24,7 @@ class Invalid:
         file: its bytes.
         base: name of the checkpoint in `base/` that takes part, or empty.
         checkpoint: bytes of that checkpoint where it is made for this vector.
+        refs: names of the valid vectors that the reader is given as well.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Invalid:
     file: bytes
     base: str = ""
     checkpoint: bytes | None = None
+    refs: tuple[str, ...] = ()
 
 
 def signs(**choice: Any) -> Tensor:

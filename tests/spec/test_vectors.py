@@ -22,7 +22,6 @@ INVALID = sorted(path.stem for path in (VECTORS / "invalid").glob("*.json"))
 # Reasons of format errors that no file alone can show, and where they are tested instead.
 NOT_IN_VECTORS = {
     "artifact_id": "takes an id that the caller expects: test_open_other_id_expected_refused",
-    "bad_reference": "takes a second artifact: test_rtvq_reference_of_another_kind_refused",
 }
 
 
@@ -53,7 +52,7 @@ def test_valid_vector_read_as_described(reader: str, name: str) -> None:
 def test_invalid_vector_refused_for_its_reason(reader: str, name: str) -> None:
     file, facts, base = described("invalid", name)
     with pytest.raises(Refusal) as refusal:
-        READERS[reader](file, base, [])
+        READERS[reader](file, base, [VECTORS / ref for ref in facts.get("refs", [])])
     reason, stage = refusal.value.args
     assert reason == facts["reason"]
     assert stage in (facts["stage"], "any")

@@ -43,13 +43,15 @@ def read_package(file: Path, base: Path | None, refs: list[Path]) -> dict[str, A
     with ExitStack() as stack:
         shared = [stack.enter_context(open_expert(ref)) for ref in refs]
         try:
-            expert = stack.enter_context(open_expert(file, refs={ref.id: ref for ref in shared}))
+            expert = stack.enter_context(open_expert(file))
         except ObmError as error:
             raise Refusal(error.reason, "header") from error
         for stage, level in (("parts", "parts"), ("decode", "deep")):
             for defect in expert.verify(level):
                 raise Refusal(defect.reason, stage)
-        for defect in verify_expert(file, base=base, deep=True).defects if base else ():
+        for ref in shared:
+            expert.refer_to(ref)
+        for defect in verify_expert(file, base=base, deep=True, refs=refs).defects if base else ():
             raise Refusal(defect.reason, "base")
         return {"id": expert.id, "tensors": _tensors(expert, base, stack)}
 

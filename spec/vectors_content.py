@@ -89,7 +89,7 @@ def _alphas() -> Iterator[Invalid]:
         tensor = signs()
         tensor.alphas = tensor.alphas[:4] + alpha
         yield _content(f"alpha-{name}", "6.3", "bad_alpha", tensor)
-    for name, value in {"nan": NAN, "infinite": INFINITY, "negative": -1.0}.items():
+    for name, value in {"nan": NAN, "infinite": INFINITY, "negative": -1.0, "minus-zero": -0.0}.items():
         tensor = signs(alpha="row", alpha_dtype="F32")
         tensor.alphas = struct.pack("<f", value) + tensor.alphas[4:]
         yield _content(f"alpha-f32-{name}", "6.3", "bad_alpha", tensor)
@@ -170,6 +170,8 @@ def _frames() -> Iterator[Invalid]:
         "two-whole-frames": zstd_frame(body) * 2,
         "junk-after": zstd_frame(body) + b"\0",
         "skippable-before": b"\x50\x2a\x4d\x18\0\0\0\0" + zstd_frame(body),
+        "window-9-mib": magic + b"\x80\x69" + size + block,
+        "too-long": magic + b"\xa0" + size + bytes(3) * 21_843 + block,
         "window-16-mib": magic + b"\x80\x70" + size + block,
         "window-2-tib": magic + b"\x80\xf8" + size + block,
         "dictionary": magic + b"\xa1\x07" + size + block,
@@ -276,6 +278,11 @@ def _results() -> Iterator[Invalid]:
     for name, tensor in {"sign1": signed, "sparse": listed, "raw": stored}.items():
         draft = sound(tensor, base="rough")
         yield with_base(f"overflow-{name}", "9.3", "not_finite", draft, "rough")
+    far = BACKBONES["far"]
+    for name, dtype, value in (("f32-sum", "F32", 1e38), ("bf16-rounding", "BF16", 4e37)):
+        tensor = sparse(Counterpart(far, "w", dtype=dtype), {0: value})
+        draft = Draft(backbone=far, tensors=[tensor])
+        yield with_base(f"overflow-{name}", "9.3", "not_finite", draft, "far")
     side = Counterpart(BACKBONES["one"], "w")
     exact = xdelta(side, pack("BF16", moved(side.base, "x")))
     exact.out = side.base.data
@@ -309,5 +316,15 @@ def _relations() -> Iterator[Invalid]:
     draft = Draft(backbone=tied, tensors=[zero(Counterpart(tied, "embed"))], fields={"alias": [["head", "embed"]]})
     other = {"embed": tied["embed"], "head": random_dense("untied", "BF16", [3, 4])}
     yield with_base("base-alias-differs", "5.8", "base_digest", draft, "tied-not", checkpoint_bytes(other))
+    data = tied["embed"].data
+    alike = {
+        "dtype": Dense(dtype="F16", shape=[3, 4], data=data),
+        "shape": Dense(dtype="BF16", shape=[4, 3], data=data),
+    }
+    for what, head in alike.items():
+        other = {"embed": tied["embed"], "head": head}
+        yield with_base(
+            f"base-alias-other-{what}", "5.8", "base_tensor", draft, f"tied-other-{what}", checkpoint_bytes(other)
+        )
     alone = checkpoint_bytes({"embed": tied["embed"]})
     yield with_base("base-alias-missing", "5.8", "base_tensor", draft, "tied-half", alone)

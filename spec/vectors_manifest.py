@@ -82,6 +82,8 @@ def field_vectors() -> Iterator[Invalid]:
     yield _fields("prefix-side", FIELD, "5.7", prefix={"side": "left", "text": "model."})
     yield _fields("prefix-no-dot", FIELD, "5.7", prefix={"side": "tuned", "text": "model"})
     yield _fields("prefix-empty", FIELD, "5.7", prefix={"side": "tuned", "text": ""})
+    yield _fields("prefix-long", FIELD, "5.7", prefix={"side": "tuned", "text": "m" * 512 + "."})
+    yield _fields("prefix-text-grammar", FIELD, "5.7", prefix={"side": "tuned", "text": "a b."})
     yield _fields("prefix-text-missing", FIELD, "5.7", prefix={"side": "tuned"})
     yield from _backbone_fields()
     yield from _attachments()
@@ -161,10 +163,17 @@ def _routers() -> Iterator[Invalid]:
         "extra-tensor": [*linear.tensors, added("zero", random_dense("z", "F32", [1]))],
         "f16": [*linear.tensors[:3], added("scale", random_dense("z", "F16", [4]))],
         "scale-longer": [*linear.tensors[:3], added("scale", random_dense("z", "F32", [5]))],
+        "bias-longer": [added("0.bias", random_dense("z", "F32", [4])), *linear.tensors[1:]],
         "weight-turned": [linear.tensors[0], added("0.weight", random_dense("z", "F32", [4, 3])), *linear.tensors[2:]],
     }.items():
         draft = Draft(backbone=linear.backbone, tensors=tensors, fields=fields)
         yield _draft(f"router-{name}", "5.10", FIELD, draft)
+    deep = drafts["router-two-layers"]
+    narrow = added("1.weight", random_dense("z", "F32", [3, 4]))
+    tensors = [narrow if tensor.record["name"] == "1.weight" else tensor for tensor in deep.tensors]
+    broken = Draft(backbone=deep.backbone, tensors=tensors, fields=deep.fields)
+    yield _draft("router-layers-broken", "5.10", FIELD, broken)
+    yield router("routes-none", lambda m: m["router"].update(routes=[]))
 
 
 def name_vectors() -> Iterator[Invalid]:
@@ -277,6 +286,7 @@ def _bases() -> Iterator[Invalid]:
     yield _record("base-empty", "5.4", "not_canonical", base={})
     yield _record("base-field-unknown", "5.4", FIELD, base={"sha256": "0" * 64})
     yield _record("base-name-grammar", "5.3", "bad_name", base={"name": "../w"})
+    yield _record("base-name-metadata", "5.3", "bad_name", base={"name": "__metadata__"})
     yield _record("base-dtype-integer", "5.5", "bad_params", base={"dtype": "I16"})
     fresh = added("new", random_dense("new", "F32", [2]))
     fresh.record["base"] = {"name": "old"}
@@ -305,6 +315,7 @@ def _shapes() -> Iterator[Invalid]:
     yield _record("shape-2-to-53", "3.1", "bad_shape", shape=[2**26, 2**27])
     yield _record("shape-wraps", "3.1", "bad_shape", shape=[2**32, 2**32])
     yield _record("shape-hollow-wraps", "3.1", "bad_shape", shape=[2**32, 2**32, 0])
+    yield _record("shape-hollow-first-wraps", "3.1", "bad_shape", shape=[0, 2**32, 2**32])
     yield _record("base-shape-wraps", "3.1", "bad_shape", base={"shape": [2**32, 2**32]})
     for name, shape in {
         "fewer-rows": [4, 70],
@@ -417,6 +428,11 @@ def _other_params() -> Iterator[Invalid]:
     yield _draft(
         "raw-value-dtype-default", "4.2", "not_canonical", _with(raw_delta(side, d), params={"value_dtype": "BF16"})
     )
+    chosen = sparse_replace(Counterpart(BACKBONES["full"], "bias"), {1: 4.0})
+    chosen.record = {**chosen.record, "params": {"nnz": 1, "value_dtype": "F32"}}
+    yield _draft("sparse-replace-value-dtype", "6.5", FIELD, sound(chosen, base="full"))
+    for encoding, tensor in (("raw", raw_delta(side, d)), ("sparse", sparse(side, {1: 0.5}))):
+        yield _draft(f"{encoding}-delta-base-integer", "5.5", "bad_params", _with(tensor, base={"dtype": "I16"}))
     yield _draft("sign1-framed", "8.1", FIELD, _with(signs(), params={"alpha": "row", "zstd_nbytes": 27}))
     frames = xdelta(side, pack("BF16", d)).record["params"]
     exact: dict[str, tuple[str, Json]] = {

@@ -66,9 +66,8 @@ def _prefixes() -> Iterator[Invalid]:
     tensors[0].record["base"] = {"name": "lm_head.weight"}
     bare = Draft(backbone=headed, tensors=tensors, fields=_prefix("backbone", "model."))
     yield _header("prefix-alone", "5.7", FIELD, bare)
-    tied = [_renamed("embed", "embed")]
-    alias = Draft(backbone=BACKBONES["tied"], tensors=tied, fields={"alias": [["head", "embed"]]})
-    alias.fields |= _prefix("backbone", "embed.")
+    fields = _prefix("backbone", "model.") | {"alias": [["lm_head.weight", "model.w"]]}
+    alias = Draft(backbone=headed, tensors=records[1:], fields=fields)
     yield _header("prefix-lacking-in-alias", "5.7", FIELD, alias)
     one = zero(Counterpart(BACKBONES["one"], "w"))
     twice = Draft(backbone=BACKBONES["one"], tensors=[_new("m.w"), one], fields=_prefix("tuned", "m."))
@@ -107,6 +106,9 @@ def _whole_backbones() -> Iterator[Invalid]:
     (kept,) = [vector.draft for vector in valid_vectors() if vector.name == "prefix-backbone"]
     other: Backbone = BACKBONES["headed"] | {"lm_head.weight": random_dense("other", "F32", [2, 3])}
     yield with_base("base-other-removed", "10.5", "backbone_mismatch", kept, "headed-other", checkpoint_bytes(other))
+    tied = BACKBONES["tied"]
+    partial = Draft(backbone=tied, tensors=[_renamed("embed", "embed")])
+    yield with_base("base-not-all-listed", "10.4", "backbone_mismatch", partial, "tied")
     for count in ("n_params", "n_tensors"):
         draft = sound(signs())
         named: Json = draft.manifest(draft.pools())["backbone"]

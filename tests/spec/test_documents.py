@@ -88,10 +88,10 @@ OF_MANIFEST = {"manifest_field", "bad_name", "bad_digest", "unknown_encoding", "
 OF_MANIFEST |= {"bad_shape", "not_canonical"}
 BEYOND_SCHEMA_TEXT = """
     alias-of-alias alias-of-nothing base-dtype-integer prefix-alone prefix-lacking prefix-lacking-in-alias
-    router-routes-fewer router-scale-longer router-weight-turned
+    router-bias-longer router-layers-broken router-routes-fewer router-scale-longer router-weight-turned
     base-same-dtype base-same-name base-same-shape raw-value-dtype-default rows-default
     affine-no-elements raw-framed-no-elements sign1-no-elements tern1-no-elements
-    base-shape-wraps shape-2-to-53 shape-hollow-wraps shape-wraps
+    base-shape-wraps shape-2-to-53 shape-hollow-first-wraps shape-hollow-wraps shape-wraps
     delta-fewer-rows delta-other-columns delta-other-rank delta-scalar delta-turned zero-integer-cast
     blocks-long blocks-neighbours blocks-short rows-beyond rows-columns rows-divisor
     rtvq-no-refs rtvq-ref-beyond sparse-nnz-beyond

@@ -44,6 +44,7 @@ def edge_backbones() -> dict[str, Backbone]:
         "far": {"w": Dense(dtype="F32", shape=[2], data=pack("F32", [3e38, 1.0]))},
         "hollow": {f"{i}": Dense(dtype="F32", shape=shape, data=b"") for i, shape in enumerate(_HOLLOW)},
         "names": {name: Dense(dtype="U8", shape=[1], data=bytes([i])) for i, name in enumerate(names)},
+        "namesake": {"mean": random_dense("namesake", "F32", [4]), "w": random_dense("w", "F32", [2])},
         "near": {"w": Dense(dtype="F32", shape=[2], data=pack("F32", [-FLT_MAX / 2, 2.0**-149]))},
         "scalars": {name: Dense(dtype="F32", shape=[], data=pack("F32", [0.375])) for name in "abcdef"},
         "ties": {"w": Dense(dtype="F32", shape=[len(ties)], data=pack("F32", ties))},

@@ -74,6 +74,7 @@ def field_vectors() -> Iterator[Invalid]:
     yield _fields("requires-unknown", "unsupported_feature", "12.2", requires=["sparse-signs"])
     yield _fields("requires-and-unknown-field", "unsupported_feature", "12.2", requires=["planes"], planes=2)
     yield _fields("requires-grammar", FIELD, "12.2", requires=["Sparse"])
+    yield _fields("requires-grammar-beside-unknown", FIELD, "12.2", requires=["Sparse", "planes"])
     yield _fields("requires-number", FIELD, "12.2", requires=[1])
     yield _fields("refs-five", "limit_exceeded", "3.1", refs=[f"obm1-sha256:{i:064x}" for i in range(5)])
     yield _fields("refs-path", "bad_digest", "6.7", refs=["../base.obm"])

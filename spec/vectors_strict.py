@@ -20,6 +20,7 @@ from vector_tensors import (
     pack_codes,
     random_dense,
     replaced,
+    set_frames,
     sign1,
     sparse,
     tern1,
@@ -106,6 +107,10 @@ def _accepted(one: Backbone) -> Drafts:
 
     nan = added("x", Dense(dtype="F64", shape=[2], data=struct.pack("<2d", float("nan"), float("-inf"))))
     yield "raw-f64-nan", "9.4", "one", Draft(backbone=one, tensors=[signs(), nan])
+    size, block = struct.pack("<I", 64), struct.pack("<I", 64 << 3 | 1)[:3] + bytes(range(64))
+    frame = b"\x28\xb5\x2f\xfd\x80\x67" + size + block  # 7 eighths above 4 MiB
+    window = set_frames(added("x", Dense(dtype="U8", shape=[64], data=bytes(range(64)))), [frame])
+    yield "frame-window-7-5-mib", "8.2", "one", Draft(backbone=one, tensors=[signs(), window])
     yield "gain-longest", "6.4", "one", Draft(backbone=one, tensors=[signs(gain="0001.000000001")])
     yield "minor-version-longest", "2.4", "one", Draft(backbone=one, tensors=[signs()], version="1.123456789")
     yield (

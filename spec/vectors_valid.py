@@ -347,13 +347,19 @@ def _names() -> Iterator[Valid]:
 
 def _routers() -> Iterator[Valid]:
     mean, scale = random_dense("mean", "F32", [4]), random_dense("scale", "F32", [4])
-    layers = {"0.bias": [3], "0.weight": [3, 4]}, {"0.bias": [5], "0.weight": [5, 4], "1.bias": [3], "1.weight": [3, 5]}
-    for name, shapes in zip(("router-linear", "router-two-layers"), layers, strict=True):
+    linear = {"0.bias": [3], "0.weight": [3, 4]}
+    deep = {"0.bias": [5], "0.weight": [5, 4], "1.bias": [3], "1.weight": [3, 5]}
+    cases = (
+        ("router-linear", "one", linear),
+        ("router-two-layers", "one", deep),
+        ("router-of-namesake", "namesake", deep),  # its backbone has a tensor `mean` too
+    )
+    for name, home, shapes in cases:
         tensors = [added(part, random_dense(part, "F32", shape)) for part, shape in shapes.items()]
         tensors += [added("mean", mean), added("scale", scale)]
         router = {"max_tokens": 256, "routes": ["math", "chat", "code"]}
-        draft = Draft(backbone=BACKBONES["one"], tensors=tensors, fields={"kind": "router", "router": router})
-        yield Valid(name=name, clause="5.10", base="one", draft=draft)
+        draft = Draft(backbone=BACKBONES[home], tensors=tensors, fields={"kind": "router", "router": router})
+        yield Valid(name=name, clause="5.10", base=home, draft=draft)
 
 
 def _edges() -> Iterator[Valid]:

@@ -22,6 +22,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body_nbytes: int = 0
+    status: int | None = None  # of the registry's answer
 
 
 @dataclass(slots=True)
@@ -111,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._break()
             return
         status, headers, reply = self._pass(body)
+        seen.status = status
         if fault.flip is not None and len(reply) > fault.flip:
             reply = reply[: fault.flip] + bytes([reply[fault.flip] ^ 1]) + reply[fault.flip + 1 :]
         if fault.cut_reply is not None and self.command != "HEAD":

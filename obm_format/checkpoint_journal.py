@@ -86,7 +86,7 @@ class Journal:
     def __init__(self, folder: Path, binding: str) -> None:
         self._path = folder / JOURNAL
         self._head = _line({"version": _VERSION, "binding": binding})
-        self._lock = _locked(folder)
+        self._lock = hold_folder(folder)
         try:
             self.entries: Mapping[str, Entry] = MappingProxyType(_read(self._path, self._head))
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -122,8 +122,14 @@ class Journal:
             self._lock = -1
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor of the folder at this path, whose lock is ours: another process may just have moved it."""
+def hold_folder(folder: Path) -> int:
+    """A descriptor of the folder at this path, made if it is missing, that no other process has as long as it is open.
+
+    Raises:
+        CheckpointError: another process has the folder (`busy`).
+        OSError: it cannot be made or opened.
+    """
+    # another process may just have moved the folder away that was opened here
     while True:
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,13 +11,12 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import math
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,14 +24,13 @@ from typing import Self
 
 import numpy as np
 
-from obm_format.checkpoint import INDEX_SUFFIX, WEIGHTS, is_side_file
+from obm_format.checkpoint import is_side_file
 from obm_format.checkpoint_journal import JOURNAL, Entry, Journal, PageSums
+from obm_format.checkpoint_plan import INDEX, SHARD_NBYTES, PlannedFile, index_json, plan_files
 from obm_format.errors import CheckpointError, UsageError, from_os_error
 from obm_format.kernels.words import Words, words_dtype
 from obm_format.model import TensorSpec
 
-SHARD_NBYTES = 5_000_000_000
-HEADER_ALIGNMENT = 8
 PART_SUFFIX = ".part"
 _READ_NBYTES = 4 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -78,9 +76,8 @@ class CheckpointWriter:
     ) -> None:
         self.target = Path(target)
         refuse_occupied(self.target)
-        shards = _distribute(specs, shard_nbytes)
-        self._names = _file_names(len(shards))
-        self._placed = {place.spec.name: place for place in _places(shards, metadata)}
+        self._files = plan_files(specs, shard_nbytes=shard_nbytes, metadata=metadata)
+        self._placed = {place.spec.name: place for place in _places(self._files)}
         self._written = dict.fromkeys(self._placed, 0)
         self._descriptors: list[int] = []
         self._journal: Journal | None = None
@@ -94,7 +91,7 @@ class CheckpointWriter:
                 self._journal = Journal(self._folder, binding)
         try:
             with self._os_errors():
-                self._create([_header(shard, metadata) for shard in shards], shards)
+                self._create()
         except BaseException:
             self.abort()
             raise
@@ -201,10 +198,10 @@ class CheckpointWriter:
         with self._os_errors():
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
-            if len(self._names) > 1:
-                _write_file(self._folder / f"model{INDEX_SUFFIX}", self._index())
-            for name in self._names:
-                (self._folder / (name + PART_SUFFIX)).rename(self._folder / name)
+            if len(self._files) > 1:
+                _write_file(self._folder / INDEX, index_json(self._files))
+            for file in self._files:
+                (self._folder / (file.name + PART_SUFFIX)).rename(self._folder / file.name)
             if self._journal is not None:
                 self._journal.remove()
             sync_folder(self._folder)
@@ -220,14 +217,11 @@ class CheckpointWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._close()
 
-    def _create(self, headers: list[bytes], shards: list[list[TensorSpec]]) -> None:
-        sizes = [
-            len(header) + sum(spec.nbytes for spec in specs) for header, specs in zip(headers, shards, strict=True)
-        ]
-        paths = [self._folder / (name + PART_SUFFIX) for name in self._names]
+    def _create(self) -> None:
+        paths = [self._folder / (file.name + PART_SUFFIX) for file in self._files]
         if self._journal is not None and self._journal.entries:
-            _undo_renames(self._folder, self._names)
-            if all(map(_is_begun, paths, headers, sizes)):
+            undo_renames(self._folder, self._files)
+            if all(map(_is_begun, paths, self._files)):
                 _remove_others(self._folder, {JOURNAL, *(path.name for path in paths)})
                 self._descriptors = [os.open(path, os.O_RDWR) for path in paths]
                 self._take_over(self._journal.entries)
@@ -235,11 +229,11 @@ class CheckpointWriter:
         if self._journal is not None:
             self._journal.restart()
             _remove_others(self._folder, {JOURNAL})
-        for path, header, nbytes in zip(paths, headers, sizes, strict=True):
+        for path, file in zip(paths, self._files, strict=True):
             # mode 0666 less the umask: a shared folder stays readable
             self._descriptors.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-            _allocate(self._descriptors[-1], nbytes)
-            _pwrite_all(self._descriptors[-1], memoryview(header), 0)
+            _allocate(self._descriptors[-1], file.nbytes)
+            _pwrite_all(self._descriptors[-1], memoryview(file.header), 0)
 
     def _take_over(self, entries: Mapping[str, Entry]) -> None:
         """Trust the tensors that an earlier process finished, as far as their bytes have the sums it noted."""
@@ -254,12 +248,6 @@ class CheckpointWriter:
             os.close(self._descriptors.pop())
         if self._journal is not None:
             self._journal.close()
-
-    def _index(self) -> bytes:
-        total = sum(place.spec.nbytes for place in self._placed.values())
-        placed = {name: self._names[self._placed[name].shard] for name in sorted(self._placed)}
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
-        return (json.dumps(index, indent=2) + "\n").encode()
 
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -298,11 +286,11 @@ def _bad_words(name: str, expected: object, got: object) -> UsageError:
     return UsageError("bad_shape", "words do not fit the tensor", where=name, expected=expected, got=got)
 
 
-def _undo_renames(folder: Path, names: list[str]) -> None:
-    """Take back what a process did that was killed while it committed."""
-    for name in names:
-        if (folder / name).exists():
-            (folder / name).rename(folder / (name + PART_SUFFIX))
+def undo_renames(folder: Path, files: Iterable[PlannedFile]) -> None:
+    """Take back what a process did that was killed while it made the files of a partial folder final."""
+    for file in files:
+        if (folder / file.name).exists():
+            (folder / file.name).rename(folder / (file.name + PART_SUFFIX))
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
@@ -311,11 +299,12 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
             path.unlink()
 
 
-def _is_begun(path: Path, header: bytes, nbytes: int) -> bool:
-    """Whether a file is a shard of this size and header."""
+def _is_begun(path: Path, planned: PlannedFile) -> bool:
+    """Whether a file has the size and the header that are planned."""
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == nbytes and file.read(len(header)) == header
+            is_whole = os.fstat(file.fileno()).st_size == planned.nbytes
+            return is_whole and file.read(len(planned.header)) == planned.header
     except FileNotFoundError:
         return False
 
@@ -329,49 +318,10 @@ def _sums(descriptor: int, place: _Place) -> str:
     return sums.hexdigest()
 
 
-def _distribute(specs: Iterable[TensorSpec], shard_nbytes: int) -> list[list[TensorSpec]]:
-    """Tensors sorted by name, cut into shards; in each, wide elements first, so that all are aligned."""
-    shards: list[list[TensorSpec]] = [[]]
-    filled, previous = 0, None
-    for spec in sorted(specs, key=lambda spec: spec.name):
-        if spec.name == previous:
-            raise UsageError("duplicate_name", "a tensor is to be written twice", where=spec.name)
-        if shards[-1] and filled + spec.nbytes > shard_nbytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(spec)
-        filled, previous = filled + spec.nbytes, spec.name
-    return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
-
-
-def _file_names(count: int) -> list[str]:
-    if count == 1:
-        return [WEIGHTS]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
-def _places(shards: list[list[TensorSpec]], metadata: Mapping[str, str] | None) -> Iterator[_Place]:
-    for number, specs in enumerate(shards):
-        offset = len(_header(specs, metadata))
-        for spec in specs:
+def _places(files: Sequence[PlannedFile]) -> Iterator[_Place]:
+    for number, file in enumerate(files):
+        for spec, offset in zip(file.specs, file.offsets, strict=True):
             yield _Place(spec, number, offset)
-            offset += spec.nbytes
-
-
-def _header(specs: list[TensorSpec], metadata: Mapping[str, str] | None) -> bytes:
-    """Length and JSON of a safetensors header, padded so that the data begin at a multiple of 8."""
-    table: dict[str, object] = {"__metadata__": dict(sorted((metadata or {"format": "pt"}).items()))}
-    offset = 0
-    for spec in specs:
-        table[spec.name] = {
-            "dtype": spec.dtype.name,
-            "shape": list(spec.shape),
-            "data_offsets": [offset, offset + spec.nbytes],
-        }
-        offset += spec.nbytes
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _allocate(descriptor: int, nbytes: int) -> None:

@@ -25,7 +25,7 @@ COMMANDS: dict[str, str] = {
     "convert": "Convert a fine-tune of another format into an expert, or back.",
     "materialize": "Rebuild a checkpoint folder from a backbone and experts.",
     "route": "Train, evaluate and use a router.",
-    "backbone": "Register backbones and list them.",
+    "backbone": "Register backbones, list them, fetch their weights.",
     "push": "Publish an expert in a registry.",
     "pull": "Fetch an expert from a registry.",
     "ls": "List the experts of a registry.",

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from obm_format.checkpoint import open_checkpoint
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
 from obm_format.errors import RegistryError, UsageError
@@ -23,7 +24,7 @@ from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
 from obm_registry.manifest.attached import attach
-from obm_registry.manifest.backbone import BackbonePackage, package_checkpoint
+from obm_registry.manifest.backbone import BackbonePackage, other_backbone, package_checkpoint
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     ExpertPackage,
@@ -41,7 +42,7 @@ from obm_registry.manifest.signature import (
     write_signatures,
 )
 from obm_registry.refs import Ref, parse_ref
-from obm_registry.service import backbones, blobs, listing, lookup, publish, tags
+from obm_registry.service import backbones, blobs, listing, lookup, publish, tags, weights
 from obm_registry.service.collect import DEFAULT_GRACE_S, Collected, collect
 from obm_registry.service.fsck import examine
 from obm_registry.service.registry import Registry
@@ -79,39 +80,41 @@ class EmbeddedRegistry:
     def add_backbone(
         self, checkpoint: str | Path, ref: str, *, with_weights: bool = False, progress: Progress = silent
     ) -> reports.ListedBackbone:
-        """Register a backbone: the names, shapes and digests of its tensors.
+        """Register a backbone: the names, shapes and digests of its tensors, and its weights where asked for.
 
         Args:
             checkpoint: a checkpoint folder or one safetensors file.
             ref: `namespace/backbone`.
-            with_weights: not possible yet.
-            progress: told how many bytes are hashed.
+            with_weights: whether to store the weights too, and the files beside them.
+            progress: told how many bytes are hashed and stored.
 
         Returns:
             The backbone, also when it was there already.
 
         Raises:
             CheckpointError: the checkpoint cannot be read.
-            RegistryError: `tag_exists` when the repository has another backbone.
-            UsageError: `bad_ref`; `usage` for `with_weights`.
+            RegistryError: `tag_exists` when the repository has another backbone, or its weights with other files
+                beside them.
+            UsageError: `bad_ref`.
         """
         where = _local(ref)
-        if with_weights:
-            raise UsageError("usage", "the weights of a backbone cannot be stored yet", hint="leave --with-weights out")
         if where.target not in (None, BACKBONE_TAG):
             raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
-        package, table = package_checkpoint(Path(checkpoint), progress)
-        fingerprint = table.fingerprint
-        here = self._backbones_of(where.repository)
-        if not any(row.facts.fingerprint == fingerprint for row in here):
-            if here:
-                raise _other_backbone(where.repository, fingerprint, here[0])
-            self._publish_backbone(where.repository, package)
+        with open_checkpoint(checkpoint) as opened:
+            package, table = package_checkpoint(opened, progress)
+            here = self._backbones_of(where.repository)
+            if not any(row.facts.fingerprint == table.fingerprint for row in here):
+                if here:
+                    raise other_backbone(where.repository, here[0].facts.fingerprint, table.fingerprint)
+                self._publish_backbone(where.repository, package)
+            if with_weights:
+                row = self._backbone(where.repository)
+                weights.store_weights(self._registry, row, opened, table, actor=self._actor, progress=progress)
         return self.backbone(where.repository, tensors=False)
 
     def _publish_backbone(self, repository: str, package: BackbonePackage) -> None:
         for digest, data in package.blobs.items():
-            self._send(repository, digest, [data])
+            blobs.send_blob(self._registry, repository, digest, [data])
         change = tags.TagChange(actor=self._actor)
         publish.put_manifest(self._registry, repository, package.body, change=change, tags=[BACKBONE_TAG])
 
@@ -125,7 +128,10 @@ class EmbeddedRegistry:
 
     def backbones(self) -> list[reports.ListedBackbone]:
         """Every backbone of the registry, by repository."""
-        return [listing.list_backbone(row) for row in lookup.list_backbones(self._registry)]
+        return [self._listed(row) for row in lookup.list_backbones(self._registry)]
+
+    def _listed(self, row: BackboneRow, tensors: tuple[reports.ListedTensor, ...] = ()) -> reports.ListedBackbone:
+        return listing.list_backbone(row, weights.weights_digest(self._registry, row), tensors)
 
     def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
         """The backbone of a repository.
@@ -137,18 +143,37 @@ class EmbeddedRegistry:
         Raises:
             RegistryError: `not_found`.
         """
-        where = _local(ref)
-        found = lookup.list_backbones(self._registry, where.repository)
-        if not found:
-            raise RegistryError("not_found", "the repository has no backbone", where=where.repository)
+        row = self._backbone(_local(ref).repository)
         if not tensors:
-            return listing.list_backbone(found[0])
-        table = backbones.table_of(self._registry, where.repository, found[0].manifest_digest)
+            return self._listed(row)
+        table = backbones.table_of(self._registry, row.repository, row.manifest_digest)
         rows = tuple(
             reports.ListedTensor(name=t.name, dtype=t.dtype_name, shape=list(t.shape), sha256=t.sha256.hex())
             for t in table.tensors.values()
         )
-        return listing.list_backbone(found[0], rows)
+        return self._listed(row, rows)
+
+    def _backbone(self, repository: str) -> BackboneRow:
+        found = lookup.list_backbones(self._registry, repository)
+        if not found:
+            raise RegistryError("not_found", "the repository has no backbone", where=repository)
+        return found[0]
+
+    def pull_backbone(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.PulledBackbone:
+        """Write a backbone's checkpoint folder; see `ExpertRegistry.pull_backbone`."""
+        began = time.perf_counter()
+        row = self._backbone(_local(ref).repository)
+        digest, received = weights.write_weights(self._registry, row, Path(out), progress)
+        return reports.PulledBackbone(
+            ref=row.repository,
+            fingerprint=row.facts.fingerprint,
+            manifest_digest=row.manifest_digest,
+            weights_digest=digest,
+            n_tensors=row.facts.n_tensors,
+            received_bytes=received,
+            reused_bytes=0,
+            seconds=time.perf_counter() - began,
+        )
 
     # --- push and pull --------------------------------------------------------------------------------------
 
@@ -234,21 +259,12 @@ class EmbeddedRegistry:
         raise RegistryError("internal", "a push ended without a result", where=str(where))
 
     def _send_expert(self, repository: str, package: ExpertPackage, progress: Progress) -> int:
-        sent, done = self._send(repository, digest_of(package.config), [package.config]), 0
+        sent, done = blobs.send_blob(self._registry, repository, digest_of(package.config), [package.config]), 0
         for layer in package.layers:
-            sent += self._send(repository, layer.descriptor.digest, layer.chunks())
+            sent += blobs.send_blob(self._registry, repository, layer.descriptor.digest, layer.chunks())
             done += layer.segment.nbytes
             progress("push", done, package.nbytes)
         return sent
-
-    def _send(self, repository: str, digest: str, chunks: Iterator[bytes] | list[bytes]) -> int:
-        """Store a blob unless the repository, or another one, has it; the number of bytes stored."""
-        if blobs.offer_blob(self._registry, repository, digest):
-            return 0
-        # in process everybody may read all repositories, so bytes of any of them will do
-        if blobs.mount_blob(self._registry, repository, digest):
-            return 0
-        return blobs.put_blob(self._registry, repository, chunks, digest).size
 
     def resolve(self, ref: str) -> reports.Resolved:
         """What a reference to an expert stands for.
@@ -335,7 +351,7 @@ class EmbeddedRegistry:
         subject = Descriptor(media_type=manifest.media_type, digest=found.digest, size=len(found.body))
         package = attach(subject, SIGNATURE_TYPE, [(SIGNATURE_LAYER, signature)], {})
         for row, data in package.blobs:
-            self._send(where.repository, row.digest, [data])
+            blobs.send_blob(self._registry, where.repository, row.digest, [data])
         publish.put_manifest(self._registry, where.repository, package.body, change=tags.TagChange(actor=self._actor))
         return reports.Named(ref=str(where), manifest_digest=package.digest)
 
@@ -470,14 +486,3 @@ def _target(where: Ref) -> str:
         hint = f"`obm ls {where.repository}` lists the tags"
         raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
     return where.target
-
-
-def _other_backbone(repository: str, fingerprint: str, there: BackboneRow) -> RegistryError:
-    return RegistryError(
-        "tag_exists",
-        "the repository has another backbone already",
-        where=repository,
-        expected=f"fingerprint {there.facts.fingerprint}",
-        got=fingerprint,
-        hint="add this one under another name: one repository per backbone",
-    )

@@ -29,10 +29,20 @@ class ExpertRegistry(Protocol):
     def add_backbone(
         self, checkpoint: str | Path, ref: str, *, with_weights: bool = False, progress: Progress = silent
     ) -> reports.ListedBackbone:
-        """Register a backbone; the same again changes nothing.
+        """Register a backbone, and with `with_weights` store its weights too; the same again changes nothing.
 
         Raises:
-            RegistryError: `tag_exists` when the repository has another backbone.
+            RegistryError: `tag_exists` when the repository has another backbone, or its weights with other files
+                beside them.
+        """
+
+    def pull_backbone(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.PulledBackbone:
+        """Write a backbone's checkpoint folder: its weights, each tensor checked, and the files beside them.
+
+        Raises:
+            RegistryError: `not_found`, also where the registry has the backbone without its weights.
+            CheckpointError: `exists`, the folder holds something.
+            BackboneMismatch: `backbone_mismatch`, the stored weights are not the backbone's.
         """
 
     def backbones(self) -> list[reports.ListedBackbone]:

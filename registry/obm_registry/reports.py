@@ -67,7 +67,11 @@ class ListedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedBackbone:
-    """One backbone of the registry; `tensors` only where a single backbone was asked for."""
+    """One backbone of the registry.
+
+    `tensors` only where a single backbone was asked for; `weights_digest` is that of the manifest of its weights, None
+    where they are not there.
+    """
 
     ref: str
     fingerprint: str
@@ -76,7 +80,33 @@ class ListedBackbone:
     n_tensors: int
     n_params: int
     n_experts: int
+    weights_digest: str | None
     tensors: tuple[ListedTensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledBackbone:
+    """The weights of a backbone that were written to a folder.
+
+    Args:
+        ref: the repository.
+        fingerprint: content fingerprint, which the folder has.
+        manifest_digest: digest of the backbone's manifest.
+        weights_digest: digest of the manifest of its weights.
+        n_tensors: number of tensors.
+        received_bytes: bytes of blobs that the registry gave out.
+        reused_bytes: bytes that an earlier, broken off pull had left.
+        seconds: how long it took.
+    """
+
+    ref: str
+    fingerprint: str
+    manifest_digest: str
+    weights_digest: str
+    n_tensors: int
+    received_bytes: int
+    reused_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,27 @@ def refused(capfd: pytest.CaptureFixture[str], *args: str) -> tuple[int, dict[st
     return status, error
 
 
+def test_a_backbone_with_its_weights_there_and_back(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bare = ok(capfd, "backbone", "add", "base", "acme/tiny")
+    assert bare["weights_digest"] is None
+    status, error = refused(capfd, "backbone", "pull", "acme/tiny", "-o", "again")
+    assert (status, error["reason"]) == (3, "not_found")
+    added = ok(capfd, "backbone", "add", "base", "acme/tiny", "--with-weights")
+    assert added["manifest_digest"] == bare["manifest_digest"]
+    pulled = ok(capfd, "backbone", "pull", "acme/tiny", "-o", "again")
+    assert (pulled["schema"], pulled["folder"]) == ("obm.backbone-pull/1", "again")
+    assert (
+        pulled["weights_digest"]
+        == added["weights_digest"]
+        == ok(capfd, "backbone", "show", "acme/tiny")["weights_digest"]
+    )
+    with open_checkpoint("base") as first, open_checkpoint("again") as second:
+        assert first.table() == second.table()
+    assert main(["backbone", "pull", "acme/tiny"]) == 0
+    assert (folder / "tiny" / "config.json").is_file()
+    assert main(["backbone", "show", "acme/tiny"]) == 0
+
+
 def test_whole_way_of_an_expert(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     made = ok(capfd, "compress", "base", "math", "-o", "math.obm", "--task", "math")
     assert made["schema"] == "obm.compress/1"

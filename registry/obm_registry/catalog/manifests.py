@@ -11,6 +11,7 @@ from obm_registry.catalog import tables as t
 from obm_registry.catalog.rows import Manifest, NewManifest
 from obm_registry.manifest.backbone import BackboneFacts
 from obm_registry.manifest.expert import ExpertFacts
+from obm_registry.manifest.weights import WEIGHTS_TYPE
 
 _COLUMNS = (
     t.manifest.c.id,
@@ -115,10 +116,17 @@ class Manifests:
         self.connection.execute(delete(t.manifest).where(t.manifest.c.id == manifest_id))
 
     def dependents(self, manifest_id: int) -> int:
-        """How many experts and indexes need a manifest."""
+        """How many experts, indexes and manifests of weights need a manifest."""
         experts = select(func.count()).select_from(t.expert).where(t.expert.c.backbone_id == manifest_id)
         parents = select(func.count()).select_from(t.manifest_child).where(t.manifest_child.c.child_id == manifest_id)
-        return int(self.connection.scalar(experts) or 0) + int(self.connection.scalar(parents) or 0)
+        own, weights = t.manifest.alias(), t.manifest.alias()
+        stored = (
+            select(func.count())
+            .select_from(weights)
+            .join(own, (own.c.repo_id == weights.c.repo_id) & (own.c.digest == weights.c.subject_digest))
+            .where(own.c.id == manifest_id, weights.c.artifact_type == WEIGHTS_TYPE)
+        )
+        return sum(int(self.connection.scalar(count) or 0) for count in (experts, parents, stored))
 
     def set_yanked(self, manifest_id: int, at: int | None, reason: str | None) -> None:
         """Mark a manifest as withdrawn since `at`, or as good again with None."""

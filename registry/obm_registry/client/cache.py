@@ -63,7 +63,7 @@ class Cache:
     def __init__(self, root: Path, limit: int = DEFAULT_LIMIT, patience: Patience | None = None) -> None:
         self._root = root
         self._limit = limit
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
 
     # --- experts --------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class Cache:
 
     def _complete(self, path: Path, layers: ExpertLayers, fetch: Fetch, progress: Progress) -> int:
         with Draft(path.with_suffix(".part"), path.with_suffix(".marks"), layers.all) as draft:
-            received = draft.fill(fetch, progress, self._patience)
+            received = draft.fill(fetch, progress, self.patience)
             try:
                 with Container.open(str(draft.path), expected_id=layers.artifact_id):
                     pass

@@ -23,6 +23,7 @@ from obm_registry.manifest.backbone import (
 from obm_registry.manifest.expert import EXPERT_TYPE, parse_layers
 from obm_registry.manifest.oci import OciManifest, bad_manifest, parse_manifest
 from obm_registry.manifest.strictjson import parse_json
+from obm_registry.manifest.weights import WEIGHTS_TAG
 from obm_registry.refs import Ref, is_digest, printable
 
 BACKBONE_TAG = "backbone"
@@ -44,6 +45,22 @@ def find_table(store: Store, repository: str, found: FoundManifest) -> BackboneT
     return parse_backbone(read_whole(store, repository, config, MAX_CONFIG_NBYTES))
 
 
+def find_weights(store: Store, repository: str, backbone: str) -> FoundManifest | None:
+    """The manifest of the weights of the backbone with this digest; None where they are not stored.
+
+    Raises:
+        RegistryError: `bad_manifest`.
+    """
+    try:
+        found = store.manifest(repository, WEIGHTS_TAG)
+    except RegistryError as error:
+        if error.reason != "not_found":
+            raise
+        return None
+    subject = parse_manifest(found.body, media_type=found.media_type).subject
+    return found if subject is not None and subject.digest == backbone else None
+
+
 def list_backbone(
     store: Store, repository: str, found: FoundManifest, table: BackboneTable, *, tensors: bool = False
 ) -> reports.ListedBackbone:
@@ -52,7 +69,7 @@ def list_backbone(
         reports.ListedTensor(name=t.name, dtype=t.dtype_name, shape=list(t.shape), sha256=t.sha256.hex())
         for t in table.tensors.values()
     )
-    facts = table.facts
+    facts, weights = table.facts, find_weights(store, repository, found.digest)
     return reports.ListedBackbone(
         ref=repository,
         fingerprint=facts.fingerprint,
@@ -61,6 +78,7 @@ def list_backbone(
         n_tensors=facts.n_tensors,
         n_params=facts.n_params,
         n_experts=len(store.referrers(repository, found.digest, EXPERT_TYPE)),
+        weights_digest=weights.digest if weights else None,
         tensors=tuple(rows) if tensors else (),
     )
 

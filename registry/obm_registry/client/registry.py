@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from obm_format.checkpoint import open_checkpoint
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
 from obm_format.errors import RegistryError, UsageError
@@ -24,9 +25,17 @@ from obm_registry.client.extras import Extras
 from obm_registry.client.listing import BACKBONE_TAG, find_table, list_backbone, list_experts, require_room
 from obm_registry.client.store import FoundManifest, ReadFrom, Store, TagRule
 from obm_registry.client.transfer import push_blobs
+from obm_registry.client.weights import pull_weights, push_weights
 from obm_registry.client.withdrawal import is_withdrawn, withdraw
 from obm_registry.durable import copy_file
-from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneTable, backbone_descriptor, package_checkpoint
+from obm_registry.manifest.backbone import (
+    BACKBONE_TYPE,
+    BackbonePackage,
+    BackboneTable,
+    backbone_descriptor,
+    other_backbone,
+    package_checkpoint,
+)
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     EXPERT_TYPE,
@@ -44,6 +53,7 @@ from obm_registry.manifest.signature import (
     signatures_for,
     write_signatures,
 )
+from obm_registry.manifest.weights import WEIGHTS_TYPE
 from obm_registry.refs import Ref, parse_ref
 
 T = TypeVar("T")
@@ -85,27 +95,49 @@ class ClientRegistry:
     ) -> reports.ListedBackbone:
         """Register a backbone; see `ExpertRegistry.add_backbone`."""
         where = self._parse(ref)
-        if with_weights:
-            raise UsageError("usage", "the weights of a backbone cannot be stored yet", hint="leave --with-weights out")
         if where.target not in (None, BACKBONE_TAG):
             raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
-        package, table = package_checkpoint(Path(checkpoint), progress)
-        there = self._find_backbone(where.repository)
-        if there is None:
-            blobs = [(_describe(data), _reader(data)) for data in package.blobs.values()]
-            push_blobs(self._store, where.repository, blobs, progress)
-            rule = TagRule(name=BACKBONE_TAG, now=None)
-            self._store.put_manifest(where.repository, package.body, IMAGE_MANIFEST, rule)
-        elif there[1].fingerprint != table.fingerprint:
-            raise RegistryError(
-                "tag_exists",
-                "the repository has another backbone already",
-                where=where.repository,
-                expected=f"fingerprint {there[1].fingerprint}",
-                got=table.fingerprint,
-                hint="add this one under another name: one repository per backbone",
-            )
+        with open_checkpoint(checkpoint) as opened:
+            package, table = package_checkpoint(opened, progress)
+            there = self._find_backbone(where.repository)
+            if there is None:
+                self._publish_backbone(where.repository, package, progress)
+            elif there[1].fingerprint != table.fingerprint:
+                raise other_backbone(where.repository, there[1].fingerprint, table.fingerprint)
+            if with_weights:
+                found, _ = self._require_backbone(where.repository)
+                push_weights(self._store, where.repository, found, (opened, table), progress)
         return self.backbone(ref, tensors=False)
+
+    def _publish_backbone(self, repository: str, package: BackbonePackage, progress: Progress) -> None:
+        push_blobs(
+            self._store, repository, [(_describe(data), _reader(data)) for data in package.blobs.values()], progress
+        )
+        self._store.put_manifest(repository, package.body, IMAGE_MANIFEST, TagRule(name=BACKBONE_TAG, now=None))
+
+    def pull_backbone(self, ref: str, out: str | Path, *, progress: Progress = silent) -> reports.PulledBackbone:
+        """Write a backbone's checkpoint folder; see `ExpertRegistry.pull_backbone`."""
+        began = time.perf_counter()
+        repository = self._parse(ref).repository
+        found, table = self._require_backbone(repository)
+        done = pull_weights(
+            self._store,
+            repository,
+            (found.digest, table),
+            Path(out),
+            progress=progress,
+            patience=self._cache.patience,
+        )
+        return reports.PulledBackbone(
+            ref=repository,
+            fingerprint=table.fingerprint,
+            manifest_digest=found.digest,
+            weights_digest=done.digest,
+            n_tensors=len(table.tensors),
+            received_bytes=done.received,
+            reused_bytes=done.reused,
+            seconds=time.perf_counter() - began,
+        )
 
     def backbones(self) -> list[reports.ListedBackbone]:
         """See `ExpertRegistry.backbones`."""
@@ -118,10 +150,13 @@ class ClientRegistry:
     def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
         """See `ExpertRegistry.backbone`."""
         repository = self._parse(ref).repository
+        return list_backbone(self._store, repository, *self._require_backbone(repository), tensors=tensors)
+
+    def _require_backbone(self, repository: str) -> tuple[FoundManifest, BackboneTable]:
         there = self._find_backbone(repository)
         if there is None:
             raise RegistryError("not_found", "the repository has no backbone", where=repository)
-        return list_backbone(self._store, repository, *there, tensors=tensors)
+        return there
 
     def _find_backbone(self, repository: str) -> tuple[FoundManifest, BackboneTable] | None:
         try:
@@ -309,7 +344,8 @@ class ClientRegistry:
             self._store.remove_tag(where.repository, _target(where))
             return reports.Named(ref=str(where), manifest_digest=found.digest)
         if parse_manifest(found.body, media_type=found.media_type).artifact_type == BACKBONE_TYPE:
-            needed_by = len(self._store.referrers(where.repository, found.digest, EXPERT_TYPE))
+            kinds = (EXPERT_TYPE, WEIGHTS_TYPE)
+            needed_by = sum(len(self._store.referrers(where.repository, found.digest, kind)) for kind in kinds)
             if needed_by:
                 raise RegistryError(
                     "in_use",

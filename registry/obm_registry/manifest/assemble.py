@@ -49,6 +49,17 @@ def assemble(
             pass  # header, artifact id and file size are what they should be
 
 
+def fill_file(path: Path, blobs: Iterable[Descriptor], fetch: Callable[[Descriptor], Iterable[bytes]]) -> None:
+    """Write blobs end to end into a file, each checked; what the file held is overwritten.
+
+    Raises:
+        RegistryError: `blob_damaged`.
+    """
+    with path.open("wb") as file:
+        for blob in blobs:
+            _append(file, blob, fetch(blob))
+
+
 def _append(file: BinaryIO, layer: Descriptor, chunks: Iterable[bytes]) -> None:
     algorithm, _, expected = layer.digest.partition(":")
     total, size = hashlib.new(algorithm), 0

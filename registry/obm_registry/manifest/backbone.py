@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from obm_format.checkpoint import open_checkpoint
+from obm_format.checkpoint import Checkpoint
 from obm_format.digest import fingerprint, is_sha256_hex
 from obm_format.errors import RegistryError
 from obm_format.limits import DEFAULT_LIMITS, MIB
@@ -153,22 +152,18 @@ def package_backbone(table: BackboneTable) -> BackbonePackage:
     return BackbonePackage(body=body, digest=digest_of(body), blobs=blobs)
 
 
-def package_checkpoint(path: Path, progress: Progress = silent) -> tuple[BackbonePackage, BackboneTable]:
-    """Read a checkpoint and build what is published for it as a backbone.
+def package_checkpoint(checkpoint: Checkpoint, progress: Progress = silent) -> tuple[BackbonePackage, BackboneTable]:
+    """Build what is published for an open checkpoint as a backbone.
 
     Args:
-        path: a checkpoint folder or one safetensors file; all its tensors are hashed.
+        checkpoint: the checkpoint; all its tensors are hashed.
         progress: told how many bytes are hashed.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be read.
     """
-    with open_checkpoint(path) as checkpoint:
-        rows = [
-            BackboneTensor(spec=TensorSpec(row.name, DType[row.dtype_name], row.shape), sha256=row.sha256)
-            for row in checkpoint.table(progress)
-        ]
-        table = tabulate(rows, checkpoint.architecture)
+    rows = [
+        BackboneTensor(spec=TensorSpec(row.name, DType[row.dtype_name], row.shape), sha256=row.sha256)
+        for row in checkpoint.table(progress)
+    ]
+    table = tabulate(rows, checkpoint.architecture)
     return package_backbone(table), table
 
 
@@ -221,3 +216,15 @@ def _parse_row(row: object, where: str) -> BackboneTensor:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < DEFAULT_LIMITS.numel
+
+
+def other_backbone(repository: str, there: str, own: str) -> RegistryError:
+    """The refusal of a second backbone in a repository, by fingerprints."""
+    return RegistryError(
+        "tag_exists",
+        "the repository has another backbone already",
+        where=repository,
+        expected=f"fingerprint {there}",
+        got=own,
+        hint="add this one under another name: one repository per backbone",
+    )

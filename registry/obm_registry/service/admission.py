@@ -16,7 +16,7 @@ from obm_format.container.sources import RangeSource
 from obm_format.errors import BackboneMismatch, RegistryError
 from obm_registry.catalog.rows import Blob, Repository
 from obm_registry.catalog.store import Session
-from obm_registry.manifest.backbone import BACKBONE_TYPE, BackboneFacts, BackboneTable
+from obm_registry.manifest.backbone import BACKBONE_TYPE, FINGERPRINT, BackboneFacts, BackboneTable
 from obm_registry.manifest.expert import (
     EXPERT_TYPE,
     ExpertFacts,
@@ -28,6 +28,7 @@ from obm_registry.manifest.expert import (
 )
 from obm_registry.manifest.lineage import require_match
 from obm_registry.manifest.oci import Descriptor, OciManifest, bad_manifest, parse_manifest
+from obm_registry.manifest.weights import WEIGHTS_TYPE, parse_weights
 from obm_registry.service.backbones import is_about_backbone, read_table, unknown_backbone
 from obm_registry.service.blobs import unknown_blob
 from obm_registry.service.registry import Registry, require_repository
@@ -75,20 +76,22 @@ def admit(registry: Registry, repository: str, manifest: OciManifest) -> Admissi
     Args:
         registry: where.
         repository: where it is to be published; its blobs are there already.
-        manifest: any manifest; only backbones and experts are looked into.
+        manifest: any manifest; only backbones, their weights and experts are looked into.
 
     Raises:
         RegistryError: `blob_unknown`, `bad_manifest`, `backbone_unknown`, `limit_exceeded`.
         BackboneMismatch: `backbone_mismatch`.
         FormatError: the layers of an expert are no sound `.obm` file, or it comes without its base vectors.
     """
-    if manifest.artifact_type not in (BACKBONE_TYPE, EXPERT_TYPE):
+    if manifest.artifact_type not in (BACKBONE_TYPE, EXPERT_TYPE, WEIGHTS_TYPE):
         return Admission()
     with registry.catalog.read() as session:
         repo = require_repository(session, repository)
         blobs = require_blobs(session, repo, manifest)
     if manifest.artifact_type == BACKBONE_TYPE:
         return Admission(backbone=read_table(registry, repository, manifest).facts)
+    if manifest.artifact_type == WEIGHTS_TYPE:
+        return _admit_weights(registry, repo, manifest)
     return _admit_expert(registry, repo, manifest, blobs)
 
 
@@ -99,13 +102,27 @@ def _admit_expert(registry: Registry, repo: Repository, manifest: OciManifest, b
         _require_bases(registry, container, layers, blobs)
         facts = facts_of(container)
         try:
-            require_match(container, _subject_table(registry, repo.name, manifest.subject, facts), repo.name)
+            require_match(
+                container, _subject_table(registry, repo.name, manifest.subject, facts.fingerprint), repo.name
+            )
         except (RegistryError, BackboneMismatch) as error:
             if repo.namespace.subject_policy == "require" or not is_about_backbone(error):
                 raise
             warnings = (str(error),) if repo.namespace.subject_policy == "warn" else ()
             return Admission(expert=facts, warnings=warnings)
     return Admission(expert=facts, has_backbone=True)
+
+
+def _admit_weights(registry: Registry, repo: Repository, manifest: OciManifest) -> Admission:
+    """Whether blobs are cut as the backbone's tensors ask for; what they hold is checked by whoever pulls them."""
+    fingerprint = manifest.annotations.get(FINGERPRINT, "of no backbone")
+    try:
+        parse_weights(manifest, _subject_table(registry, repo.name, manifest.subject, fingerprint))
+    except RegistryError as error:
+        if repo.namespace.subject_policy == "require" or not is_about_backbone(error):
+            raise
+        return Admission(warnings=(str(error),) if repo.namespace.subject_policy == "warn" else ())
+    return Admission()
 
 
 def _require_bases(registry: Registry, container: Container, layers: ExpertLayers, blobs: dict[str, Blob]) -> None:
@@ -117,15 +134,13 @@ def _require_bases(registry: Registry, container: Container, layers: ExpertLayer
             require_base_vector(container, base)
 
 
-def _subject_table(
-    registry: Registry, repository: str, subject: Descriptor | None, facts: ExpertFacts
-) -> BackboneTable:
+def _subject_table(registry: Registry, repository: str, subject: Descriptor | None, fingerprint: str) -> BackboneTable:
     with registry.catalog.read() as session:
         repo = require_repository(session, repository)
         found = session.manifests.get(repo.id, subject.digest) if subject else None
-        elsewhere = [row.repository for row in session.lineage.backbones(fingerprint=facts.fingerprint)]
+        elsewhere = [row.repository for row in session.lineage.backbones(fingerprint=fingerprint)]
     if found is None or found.artifact_type != BACKBONE_TYPE:
-        raise unknown_backbone(repository, facts.fingerprint, elsewhere)
+        raise unknown_backbone(repository, fingerprint, elsewhere)
     return read_table(registry, repository, parse_manifest(found.body))
 
 

@@ -186,6 +186,20 @@ def mount_blob(registry: Registry, repository: str, digest: str, source: str | N
     return True
 
 
+def send_blob(registry: Registry, repository: str, digest: str, chunks: Iterable[bytes]) -> int:
+    """Store a blob unless the repository, or another one, has it; for callers who may read all repositories.
+
+    Returns:
+        The number of bytes stored.
+
+    Raises:
+        RegistryError: as `put_blob`.
+    """
+    if offer_blob(registry, repository, digest) or mount_blob(registry, repository, digest):
+        return 0
+    return put_blob(registry, repository, chunks, digest).size
+
+
 def remove_blob(registry: Registry, repository: str, digest: str, *, actor: str) -> None:
     """Take a blob from a repository; the bytes go with the next collection, unless others use them.
 

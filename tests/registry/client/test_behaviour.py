@@ -11,9 +11,10 @@ from checkpoints import shifted, tiny_llama, write_checkpoint
 from client_parts import log_in, open_there
 from registry_files import write_backbone, write_expert
 
+from obm_format.checkpoint import open_checkpoint
 from obm_format.compress import compress_rtvq
 from obm_format.container.reader import Container
-from obm_format.errors import BackboneMismatch, FormatError, RegistryError, UsageError
+from obm_format.errors import BackboneMismatch, CheckpointError, FormatError, RegistryError, UsageError
 from obm_format.verify import verify_expert
 from obm_registry.embedded import open_embedded
 from obm_registry.interface import ExpertRegistry
@@ -311,3 +312,72 @@ def test_a_damaged_base_vector_is_refused(
         file.write(b"\xff")
     with pytest.raises(FormatError):
         registry.push(tmp_path / "task0.obm", f"{repository}:t0")
+
+
+# --- the weights of a backbone ------------------------------------------------------------------------------------
+
+
+def test_weights_travel_beside_the_backbone_whose_digest_stays(
+    there: ExpertRegistry, base: Path, expert: Path, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_NBYTES", 500)
+    (base / "tokenizer.json").write_text("{}")
+    (base / "modeling.py").write_text("raise SystemExit")
+    before = there.backbone(repository)
+    assert before.weights_digest is None
+    with pytest.raises(RegistryError) as caught:
+        there.pull_backbone(repository, tmp_path / "early")
+    assert (reason(caught), "--with-weights" in str(caught.value)) == ("not_found", True)
+    there.push(expert, f"{repository}:chat")
+
+    added = there.add_backbone(base, repository, with_weights=True)
+    assert (added.manifest_digest, added.fingerprint, added.n_experts) == (
+        before.manifest_digest,
+        before.fingerprint,
+        1,
+    )
+    assert added.weights_digest is not None
+    assert there.add_backbone(base, repository, with_weights=True) == added
+    assert there.backbone(repository, tensors=False).weights_digest == added.weights_digest
+    assert [row.ref.rpartition(":")[2] for row in there.experts(repository)] == ["chat"]
+
+    pulled = there.pull_backbone(repository, tmp_path / "out")
+    assert (pulled.fingerprint, pulled.weights_digest, pulled.n_tensors) == (
+        added.fingerprint,
+        added.weights_digest,
+        3,
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    with open_checkpoint(tmp_path / "out") as again:
+        assert again.fingerprint() == added.fingerprint
+    assert not list(tmp_path.glob(".*.pull"))
+
+
+def test_weights_are_never_replaced_and_hold_their_backbone(
+    registry: ExpertRegistry, base: Path, repository: str
+) -> None:
+    added = registry.add_backbone(base, repository, with_weights=True)
+    (base / "tokenizer.json").write_text("[]")
+    with pytest.raises(RegistryError) as caught:
+        registry.add_backbone(base, repository, with_weights=True)
+    assert reason(caught) == "tag_exists"
+    with pytest.raises(RegistryError) as caught:
+        registry.remove(f"{repository}@{added.manifest_digest}")
+    assert reason(caught) == "in_use"
+    registry.remove(f"{repository}@{added.weights_digest}")
+    assert registry.backbone(repository).weights_digest is None
+    registry.add_backbone(base, repository, with_weights=True)
+
+
+def test_weights_are_written_into_no_folder_that_holds_something(
+    registry: ExpertRegistry, base: Path, repository: str
+) -> None:
+    registry.add_backbone(base, repository, with_weights=True)
+    with pytest.raises(CheckpointError) as caught:
+        registry.pull_backbone(repository, base)
+    assert (caught.value.reason, caught.value.exit_code) == ("exists", 7)

@@ -12,6 +12,7 @@ import pytest
 from checkpoints import shifted, tiny_llama, write_checkpoint
 from registry_files import REPOSITORY, registry_with_backbone, write_backbone, write_expert
 
+from obm_format.checkpoint import open_checkpoint
 from obm_format.compress import compress_rtvq
 from obm_format.container.reader import Container
 from obm_format.container.sources import PathSource
@@ -20,7 +21,7 @@ from obm_registry.blobs.local import LocalBlobs
 from obm_registry.catalog.store import open_catalog
 from obm_registry.embedded import open_embedded
 from obm_registry.manifest import segments
-from obm_registry.manifest.backbone import backbone_descriptor
+from obm_registry.manifest.backbone import backbone_descriptor, package_checkpoint
 from obm_registry.manifest.expert import (
     EXPERT_CONFIG,
     SHARED_ID,
@@ -31,6 +32,7 @@ from obm_registry.manifest.expert import (
     segment_chunks,
 )
 from obm_registry.manifest.oci import Descriptor, OciManifest, describe, encode_manifest, parse_manifest
+from obm_registry.manifest.weights import package_weights
 from obm_registry.service.blobs import put_blob
 from obm_registry.service.lookup import list_backbones, list_experts
 from obm_registry.service.namespaces import set_namespace_rules
@@ -246,3 +248,22 @@ def test_another_artifact_under_the_name_of_a_base_vector_is_refused(rtvq: RtvqD
     with Container.open(str(tmp_path / "out" / "tuned.obm")) as container, pytest.raises(ObmError) as caught:
         require_base_vector(container, container)
     assert caught.value.reason == "bad_reference"
+
+
+def test_weights_are_admitted_where_their_backbone_is_and_in_its_shape(door: Door, tmp_path: Path) -> None:
+    with open_checkpoint(tmp_path / "base") as checkpoint:
+        _, table = package_checkpoint(checkpoint)
+        package = package_weights(checkpoint, table, door.subject)
+        for layer in package.blobs:
+            put_blob(door.registry, REPOSITORY, layer.chunks(), layer.descriptor.digest)
+    manifest = parse_manifest(package.body)
+    assert door.refusal(dataclasses.replace(manifest, subject=None)) == "backbone_unknown"
+    assert door.refusal(with_layers(manifest, manifest.layers[1:])) == "bad_manifest"
+    assert door.put(manifest).warnings == ()
+    for policy, warned in (("warn", 1), ("accept", 0)):
+        set_namespace_rules(
+            door.registry, "acme", quota_nbytes=None, subject_policy=policy, immutable_tags=(), actor="tester"
+        )
+        alone = dataclasses.replace(manifest, subject=None, annotations={"policy": policy})
+        published = put_manifest(door.registry, REPOSITORY, encode_manifest(alone), change=CHANGE)
+        assert len(published.warnings) == warned

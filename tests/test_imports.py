@@ -46,6 +46,10 @@ def test_client_runs_without_torch_and_sql() -> None:
     assert not loaded_after(code) & {"torch", "transformers", "boto3", "numba", "sqlalchemy", "alembic"}
 
 
+def test_server_starts_without_torch_and_boto3() -> None:
+    assert not loaded_after("import obm_registry.server.run") & {"torch", "transformers", "boto3", "numba"}
+
+
 def test_every_public_name_resolves() -> None:
     import obm_format
 

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,14 +72,16 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(home: Path, *options: str, start: str = START) -> Iterator[RunningServer]:
-    """`obm serve` over a folder on a free port, ended by SIGTERM."""
+def running_server(
+    home: Path, *options: str, start: str = START, env: Mapping[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """`obm serve` over a folder on a free port, ended by SIGTERM; `env` adds to the environment."""
     home.parent.mkdir(parents=True, exist_ok=True)
     log = home.with_name(home.name + ".log")
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", start, "serve", "--port", "0", "--json", *options],
-            env={**os.environ, "OBM_HOME": str(home)},
+            env={**os.environ, **(env or {}), "OBM_HOME": str(home)},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

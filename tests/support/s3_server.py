@@ -19,6 +19,18 @@ BUCKETS = ("shelf", "poor-shelf", "shut-shelf", "lossy-shelf")
 _CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH")
 
 
+def aws_environment(url: str) -> dict[str, str]:
+    """What a user of AWS's own variables has in the environment, for a server at `url`."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
     """A running server; gives its URL. Its data is gone with it."""

@@ -18,7 +18,9 @@ from obm_format.errors import UsageError
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7700, show_default=True, help="Port, 0 for a free one.")
 @click.option("--db", metavar="URL", help="Catalog, sqlite:///PATH [default: registry.sqlite3 in OBM_HOME].")
-@click.option("--blobs", metavar="URL", help="Stored bytes, file:///PATH [default: data in OBM_HOME].")
+@click.option(
+    "--blobs", metavar="URL", help="Stored bytes, file:///PATH or s3://BUCKET/PREFIX [default: data in OBM_HOME]."
+)
 @click.option(
     "--anonymous", type=click.Choice(["none", "pull"]), default="none", show_default=True,
     help="What callers without a token may do; pull is limited to namespaces that are public.",
@@ -35,6 +37,9 @@ def command(
 
     Stock OCI clients push to it and pull from it, as `obm push` and `obm pull` do. The first start makes an
     administrator and writes its token to a file that only you can read. Ctrl-C or SIGTERM ends it.
+
+    With --blobs s3://... whoever pulls is sent to the bucket, by addresses that are good for five minutes and for
+    one blob; the server needs AWS credentials, in the environment or as boto3 finds them, its clients none.
 
     Example: obm serve --port 7700
     """

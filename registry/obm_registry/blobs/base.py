@@ -64,6 +64,16 @@ class BlobStore(Protocol):
                 `disk_full`, `io`.
         """
 
+    def finish(self, key: str) -> None:
+        """Put an object that was appended to where finished ones are; all its bytes have come and are right.
+
+        Called before a row names the object. May be called again, and the object may be resumed again, when no row
+        could be written.
+
+        Raises:
+            RegistryError: `network`, `denied`, `io`; the object is as it was then.
+        """
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The bytes [start, stop) of an object in chunks of at most 1 MiB.
 
@@ -75,6 +85,12 @@ class BlobStore(Protocol):
     def local_path(self, key: str) -> Path | None:
         """The file that is the object, for stores on a local disk; None for others."""
 
+    def link(self, key: str, seconds: int) -> str | None:
+        """An address that gives a finished object to whoever has it, for some seconds from now; None where none can.
+
+        The object comes as a download of bytes, and ranges of it too.
+        """
+
     def nbytes(self, key: str) -> int | None:
         """Size of an object, None when there is none."""
 
@@ -83,6 +99,9 @@ class BlobStore(Protocol):
 
     def objects(self) -> Iterator[StoredObject]:
         """Every object there is, in any order."""
+
+    def close(self) -> None:
+        """Give back what is held."""
 
 
 def new_key() -> str:

@@ -71,6 +71,15 @@ class LocalBlobs:
                     sync_folder(path.parent)
                     sync_folder(self._root)
 
+    def finish(self, key: str) -> None:
+        """Nothing is left to do: it was durable before; see `BlobStore.finish`."""
+
+    def link(self, key: str, seconds: int) -> None:
+        """None: nobody else gives out local files; see `BlobStore.link`."""
+
+    def close(self) -> None:
+        """Nothing is held; see `BlobStore.close`."""
+
     def local_path(self, key: str) -> Path:
         """The file of an object; see `BlobStore.local_path`."""
         return self._path(key)

@@ -178,6 +178,10 @@ class Session:
         if response.status_code in _RETRIED:
             message = f"the registry is in trouble (status {response.status_code})"
             return RegistryError("network", message, where=shown(response.url))
+        if origin_of(response.url) != self.origin:
+            # an address that is good for some minutes may have run out; asking the registry again gives a new one
+            message = f"the registry sent us to a place that refuses (status {response.status_code})"
+            return RegistryError("network", message, where=shown(response.url))
         return refusal(response.status_code, _read(response, MAX_ERROR_NBYTES, False), shown(response.url))
 
     def _follow(self, request: Request) -> httpx.Response:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from obm_format.errors import RegistryError
-from obm_registry.client.bucket import Bucket, StoredObject
+from obm_registry.bucket import Bucket, StoredObject
 from obm_registry.client.http import Patience
 from obm_registry.client.layout import MARKER
 from obm_registry.manifest.oci import MAX_MANIFEST_NBYTES

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from obm_format.errors import UsageError
-from obm_registry.client.bucket import Bucket
+from obm_registry.bucket import Bucket, parse_bucket_url
 from obm_registry.client.cache import Cache
 from obm_registry.client.credentials import Credential, CredentialFile, read_secret
 from obm_registry.client.extras import NoExtras, ServerExtras
@@ -25,9 +24,6 @@ from obm_registry.client.remote import RemoteStore
 from obm_registry.refs import printable
 
 TOKEN_USER = "token"  # noqa: S105 - the user name that goes with a token
-_BUCKET = re.compile(
-    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'()/-]{0,512}))?", re.ASCII
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +60,7 @@ def open_client(url: str, places: Places, *, patience: Patience | None = None) -
     cache = Cache(places.cache, places.limit, patience)
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme == "s3" and places.offline:
-        there = OfflineStore(_parse_bucket(url)[2], cache)
+        there = OfflineStore(parse_bucket_url(url)[2], cache)
         return ClientRegistry(there, cache, None, there)
     if scheme in ("file", "s3"):
         files = _folder(url) if scheme == "file" else _bucket(url, patience or Patience())
@@ -111,15 +107,5 @@ def _folder(url: str) -> LayoutFiles:
 
 
 def _bucket(url: str, patience: Patience) -> LayoutFiles:
-    bucket, prefix, name = _parse_bucket(url)
-    return BucketLayout(Bucket(bucket, patience), name, prefix, patience)
-
-
-def _parse_bucket(url: str) -> tuple[str, str, str]:
-    """Bucket, what keys begin with, and the name of the registry in messages."""
-    match = _BUCKET.fullmatch(url)
-    steps = ((match["prefix"] or "").rstrip("/") if match else "").split("/")
-    if match is None or (steps != [""] and not {"", ".", ".."}.isdisjoint(steps)):
-        raise UsageError("usage", "the URL names no bucket", got=printable(url), expected="s3://bucket/prefix")
-    prefix = "".join(f"{step}/" for step in steps if step)
-    return match["bucket"], prefix, f"s3://{match['bucket']}/{prefix}".rstrip("/")
+    bucket, prefix, name = parse_bucket_url(url)
+    return BucketLayout(Bucket(bucket, stall_s=patience.stall_s, attempts=patience.attempts), name, prefix, patience)

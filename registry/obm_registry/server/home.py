@@ -9,7 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from obm_format.errors import UsageError
+from obm_registry.blobs.base import BlobStore
 from obm_registry.blobs.local import LocalBlobs
+from obm_registry.blobs.s3 import S3Blobs
+from obm_registry.bucket import Bucket, parse_bucket_url
 from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.service.access import EVERYWHERE, create_token, list_members, set_role
@@ -26,28 +29,32 @@ def open_home(home: Path, *, db: str | None = None, blobs: str | None = None) ->
     Args:
         home: the folder; made, for its owner alone, when it is not there. It must be on a local disk.
         db: URL of the catalog, `sqlite:///PATH`; None for `registry.sqlite3` in `home`.
-        blobs: URL of the blobs, `file:///PATH`; None for `data` in `home`.
+        blobs: URL of the blobs, `file:///PATH` or `s3://BUCKET/PREFIX`; None for `data` in `home`. With a bucket, what
+            is still coming lies in `incoming` in `home`.
 
     Raises:
-        UsageError: `usage` for a URL of another kind.
+        UsageError: `usage` for a URL of another kind; `missing_dependency` for a bucket without boto3.
         RegistryError: `io`, `busy`, `disk_full`.
     """
     path = home / "registry.sqlite3" if db is None else _local_path(db, "sqlite", "--db")
-    folder = home / "data" if blobs is None else _local_path(blobs, "file", "--blobs")
     with disk_errors(str(home)):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    catalog = open_catalog(path)
-    try:
-        yield Registry(catalog=catalog, blobs=LocalBlobs(folder))
-    finally:
-        catalog.close()
+    with contextlib.closing(_open_blobs(home, blobs)) as store, contextlib.closing(open_catalog(path)) as catalog:
+        yield Registry(catalog=catalog, blobs=store)
+
+
+def _open_blobs(home: Path, url: str | None) -> BlobStore:
+    if url is not None and url.startswith("s3://"):
+        name, prefix, _ = parse_bucket_url(url)
+        return S3Blobs(Bucket(name), prefix, home / "incoming")
+    return LocalBlobs(home / "data" if url is None else _local_path(url, "file", "--blobs"))
 
 
 def _local_path(url: str, scheme: str, where: str) -> Path:
     parts = urlsplit(url)
     if parts.scheme != scheme or parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
-        message = "this version keeps the registry on a local disk"
-        raise UsageError("usage", message, where=where, expected=f"{scheme}:///PATH", got=url)
+        expected = f"{scheme}:///PATH" + (" or s3://BUCKET/PREFIX" if scheme == "file" else "")
+        raise UsageError("usage", "nothing of the registry can be kept there", where=where, expected=expected, got=url)
     return Path(unquote(parts.path))
 
 

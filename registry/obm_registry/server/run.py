@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import signal
@@ -25,7 +24,7 @@ from obm_format.errors import RegistryError, UsageError
 from obm_registry.server.app import make_app
 from obm_registry.server.home import ensure_admin, open_home
 from obm_registry.server.sessions import load_key
-from obm_registry.server.settings import Ceilings, make_server
+from obm_registry.server.settings import Ceilings, is_loopback, make_server
 
 DRAIN_S = 20.0
 
@@ -39,7 +38,7 @@ class ServeOptions:
         host: address or name to listen on.
         port: port, 0 for a free one.
         db: URL of the catalog, `sqlite:///PATH`; None for `registry.sqlite3` in `home`.
-        blobs: URL of the blobs, `file:///PATH`; None for `data` in `home`.
+        blobs: URL of the blobs, `file:///PATH` or `s3://BUCKET/PREFIX`; None for `data` in `home`.
         strangers: whether callers without a token may pull what is public.
         tls: certificate and key, PEM files; None for plain HTTP.
         insecure_http: whether plain HTTP may leave this machine.
@@ -131,16 +130,6 @@ def _require_safe(options: ServeOptions) -> None:
         expected="a loopback address, or --tls-cert and --tls-key",
         hint="behind a proxy that does TLS say --insecure-http",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is an address or name of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from obm_format.limits import MIB
@@ -70,3 +71,13 @@ def make_server(
         requests=Throttle(per_second=chosen.rate, burst=chosen.burst),
         wrong_credentials=Throttle(per_second=chosen.wrong_credentials / 60, burst=chosen.wrong_credentials),
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address or name of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

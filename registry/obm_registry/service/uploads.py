@@ -176,7 +176,7 @@ def finish_upload(registry: Registry, repository: str, session: str, digest: str
     upload = find_upload(registry, repository, session)
     with Receiver(registry, upload, max_nbytes=upload.received) as receiver:  # nobody else appends meanwhile
         found = receiver.digest(algorithm)
-        blob = adopt(registry, repository, upload.storage_key, digest, upload.received) if found == digest else None
+        blob = _make(registry, repository, upload, digest) if found == digest else None
     if blob is None:
         _discard(registry, upload)
         raise wrong_digest(digest, found)
@@ -184,3 +184,8 @@ def finish_upload(registry: Registry, repository: str, session: str, digest: str
     if blob.storage_key != upload.storage_key:
         registry.blobs.delete(upload.storage_key)
     return blob
+
+
+def _make(registry: Registry, repository: str, upload: Upload, digest: str) -> Blob:
+    registry.blobs.finish(upload.storage_key)
+    return adopt(registry, repository, upload.storage_key, digest, upload.received)

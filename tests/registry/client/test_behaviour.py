@@ -20,7 +20,7 @@ from obm_registry.embedded import open_embedded
 from obm_registry.interface import ExpertRegistry
 from obm_registry.manifest import segments
 
-KINDS = ("embedded", "stock", "own", "file", "s3")
+KINDS = ("embedded", "stock", "own", "own_s3", "file", "s3")
 _numbers = itertools.count()
 
 
@@ -42,8 +42,8 @@ def registry(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         with open_embedded(tmp_path / "home", actor="tester") as embedded:
             yield embedded
         return
-    if kind == "own":
-        url, token = request.getfixturevalue("own")
+    if kind in ("own", "own_s3"):
+        url, token = request.getfixturevalue(kind)
         log_in(url, token, tmp_path)
     elif kind == "s3":
         request.getfixturevalue("s3")

@@ -17,8 +17,9 @@ from client_parts import HASTE, open_there
 from registry_files import write_expert
 
 from obm_format.errors import ObmError, RegistryError, UsageError
-from obm_registry.client import bucket, layout_bucket
-from obm_registry.client.bucket import Bucket
+from obm_registry import bucket
+from obm_registry.bucket import Bucket
+from obm_registry.client import layout_bucket
 from obm_registry.client.layout_bucket import BucketLayout
 from obm_registry.manifest.oci import IMAGE_INDEX
 
@@ -125,7 +126,7 @@ def test_large_blobs_go_in_parts_and_appear_whole_or_not_at_all(
     data = bytes(range(251)) * 50_000  # 12 MB
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     chunks = [data[at : at + 1_000_003] for at in range(0, len(data), 1_000_003)]
-    there = Bucket("shelf", HASTE)
+    there = Bucket("shelf")
     try:
         there.put_checked(f"{prefix}/right", digest, iter(chunks))
         assert hand.head(f"/shelf/{prefix}/right").headers["ETag"].endswith('-3"')
@@ -145,7 +146,7 @@ def test_large_blobs_go_in_parts_and_appear_whole_or_not_at_all(
 @pytest.mark.parametrize("shelf", ["shelf", "poor-shelf"])
 def test_a_range_that_the_service_does_not_know_is_cut_here(s3: str, shelf: str, prefix: str) -> None:
     data = bytes(range(256)) * 9000
-    there = Bucket(shelf, HASTE)
+    there = Bucket(shelf)
     try:
         there.put(f"{prefix}/x", data)
         for start in (1, 1 << 20, (1 << 20) + 1, len(data) - 1):
@@ -272,7 +273,7 @@ def test_commands_take_a_bucket_and_say_what_it_needs(
 
 
 def test_a_change_that_came_between_is_kept(s3: str, prefix: str) -> None:
-    one, other = (BucketLayout(Bucket("shelf", HASTE), "here", f"{prefix}/", HASTE) for _ in range(2))
+    one, other = (BucketLayout(Bucket("shelf"), "here", f"{prefix}/", HASTE) for _ in range(2))
     changes = 0
 
     def change(body: bytes | None) -> bytes:

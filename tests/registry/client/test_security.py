@@ -183,6 +183,30 @@ def test_s03_a_link_at_the_target_is_replaced_and_not_followed(
     assert (tmp_path / "out.obm").read_bytes() == data
 
 
+def test_f13_an_address_that_ran_out_is_asked_for_anew(
+    server: HostileServer, other: HostileServer, registry: ClientRegistry, base: Path, tmp_path: Path
+) -> None:
+    data = write_expert(tmp_path / "x.obm", base).read_bytes()
+    n = 8 + int.from_bytes(data[:8], "little")
+    blobs = {digest_of(part): part for part in (data[:n], data[n:])}
+    layers = [describe(data[:n], INDEX_TYPE), describe(data[n:], SEGMENT_TYPE)]
+    numbers = itertools.count()
+
+    def away(asked: Asked) -> Answer:
+        digest = asked.path.split("/")[-1]
+        location = f"http://{other.address}/{digest}?expires={next(numbers)}"
+        return Answer(307, headers={"Location": location}) if digest in blobs else Answer(404)
+
+    serve_expert(server, expert_manifest(*layers), away)
+    other.answer = lambda asked: (
+        Answer(body=blobs[asked.path[1:].partition("?")[0]]) if asked.path[-1] not in "01" else Answer(403)
+    )
+    registry.pull(REF, tmp_path / "out.obm")
+    assert (tmp_path / "out.obm").read_bytes() == data
+    assert len(other.asked) == 4
+    assert not other.authorizations()
+
+
 # --- S-24: credentials and where they go --------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -14,9 +15,11 @@ from obm_registry.catalog.rows import Blob
 from obm_registry.refs import parse_digest
 from obm_registry.server.credentials import authorize
 from obm_registry.server.replies import in_thread, server_of
+from obm_registry.server.settings import is_loopback
 from obm_registry.service import blobs
 from obm_registry.service.access import DELETE, PULL
 
+LINK_S = 300
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -39,6 +42,12 @@ async def read_blob(request: Request) -> Response:
         await in_thread(blobs.offer_blob, server.registry, name, digest)
         return Response(headers={**headers, "Content-Length": str(blob.size)})
     wanted = parse_range(request.headers.get("range"), blob.size)
+    link = await in_thread(server.registry.blobs.link, blob.storage_key, LINK_S)
+    if link is not None and _can_be_followed(request, link):
+        # whoever follows asks the bucket for the same range
+        return Response(
+            status_code=307, headers={"Location": link, "Cache-Control": "no-store", "Docker-Content-Digest": digest}
+        )
     if wanted is None:
         path = server.registry.blobs.local_path(blob.storage_key)
         if path is not None and "http.response.pathsend" in request.scope.get("extensions", {}):
@@ -47,6 +56,12 @@ async def read_blob(request: Request) -> Response:
     start, stop = wanted
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
     return _stream(request, blob, start, stop, 206, headers)
+
+
+def _can_be_followed(request: Request, link: str) -> bool:
+    """Whether an address leads the caller anywhere: not over plain HTTP, but for who is on this machine too."""
+    target = urlsplit(link)
+    return target.scheme == "https" or (is_loopback(target.hostname or "") and is_loopback(request.url.hostname or ""))
 
 
 def _stream(

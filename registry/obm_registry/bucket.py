@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from obm_format.errors import ObmError, RegistryError, UsageError
 from obm_format.limits import MIB
-from obm_registry.client.http import Patience
 from obm_registry.refs import printable
 
 PART_NBYTES = 16 * MIB
+MAX_PARTS = 10_000
+STALL_S = 60.0
+ATTEMPTS = 5
+_CONNECTIONS = 48
+_URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[\w!.*'()/-]{0,512}))?", re.ASCII)
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _OTHER_NOW = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
 _UNKNOWN_HEADER = {"501", "NotImplemented"}
@@ -30,6 +36,15 @@ class StoredObject:
 
     body: bytes
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a list tells it; the time in milliseconds since 1970, UTC."""
+
+    key: str
+    nbytes: int
+    written_at: int
 
 
 class _S3(Protocol):
@@ -44,7 +59,25 @@ class _S3(Protocol):
     def upload_part(self, **request: object) -> dict[str, Any]: ...
     def complete_multipart_upload(self, **request: object) -> dict[str, Any]: ...
     def abort_multipart_upload(self, **request: object) -> dict[str, Any]: ...
+    def generate_presigned_url(self, method: str, **request: object) -> str: ...
     def close(self) -> None: ...
+
+
+def parse_bucket_url(url: str) -> tuple[str, str, str]:
+    """Parse `s3://bucket/prefix`.
+
+    Returns:
+        The bucket; what keys begin with, "" or text that ends in `/`; and the name for messages.
+
+    Raises:
+        UsageError: `usage`, no bucket can be named so.
+    """
+    match = _URL.fullmatch(url)
+    steps = ((match["prefix"] or "").rstrip("/") if match else "").split("/")
+    if match is None or (steps != [""] and not {"", ".", ".."}.isdisjoint(steps)):
+        raise UsageError("usage", "the URL names no bucket", got=printable(url), expected="s3://bucket/prefix")
+    prefix = "".join(f"{step}/" for step in steps if step)
+    return match["bucket"], prefix, f"s3://{match['bucket']}/{prefix}".rstrip("/")
 
 
 class Bucket:
@@ -52,15 +85,16 @@ class Bucket:
 
     Args:
         name: the bucket.
-        patience: seconds without a byte after which a connection is given up, and number of tries.
+        stall_s: seconds without a byte after which a connection is given up.
+        attempts: how often a request is tried.
 
     Raises:
         UsageError: `missing_dependency` without boto3.
     """
 
-    def __init__(self, name: str, patience: Patience) -> None:
+    def __init__(self, name: str, *, stall_s: float = STALL_S, attempts: int = ATTEMPTS) -> None:
         self._name = name
-        self._s3 = _connect(name, patience)
+        self._s3 = _connect(name, stall_s, attempts)
 
     def close(self) -> None:
         """Close all connections."""
@@ -89,14 +123,15 @@ class Bucket:
             with contextlib.closing(reply["Body"]) as body:
                 return StoredObject(body.read(max_nbytes), str(reply.get("ETag", "")))
 
-    def read(self, key: str, start: int) -> Iterator[bytes]:
-        """The bytes of an object from `start` on.
+    def read(self, key: str, start: int, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes of an object from `start` on, at least those before `stop`, as far as there are any.
 
         Raises:
             RegistryError: `blob_unknown`.
         """
         with self._refusals(key):
-            wanted: dict[str, object] = {"Range": f"bytes={start}-"} if start else {}
+            last = "" if stop is None else stop - 1
+            wanted: dict[str, object] = {"Range": f"bytes={start}-{last}"} if start or stop is not None else {}
             try:
                 reply = self._s3.get_object(Bucket=self._name, Key=key, **wanted)
             except Exception as error:
@@ -140,22 +175,29 @@ class Bucket:
             RegistryError: `blob_digest`.
         """
         with self._refusals(key):
-            parts = _cut(_hashed(chunks, digest), PART_NBYTES)
-            first = next(parts, b"")
-            second = next(parts, None)
-            if second is None:
-                self._s3.put_object(Bucket=self._name, Key=key, Body=first)
-                return
-            target = {"Bucket": self._name, "Key": key}
-            upload = target | {"UploadId": self._s3.create_multipart_upload(**target)["UploadId"]}
-            try:
-                rows = [self._put_part(upload, number, part) for number, part in enumerate((first, second), 1)]
-                rows += [self._put_part(upload, number, part) for number, part in enumerate(parts, 3)]
-                self._s3.complete_multipart_upload(MultipartUpload={"Parts": rows}, **upload)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    self._s3.abort_multipart_upload(**upload)
-                raise
+            self._put_parts(key, _cut(_hashed(chunks, digest), PART_NBYTES))
+
+    def put_sized(self, key: str, chunks: Iterator[bytes], nbytes: int) -> None:
+        """Write an object of `nbytes` bytes, which appears when all are there; a large one in parts."""
+        with self._refusals(key):
+            self._put_parts(key, _cut(chunks, max(PART_NBYTES, -(-nbytes // MAX_PARTS))))
+
+    def _put_parts(self, key: str, parts: Iterator[bytes]) -> None:
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None:
+            self._s3.put_object(Bucket=self._name, Key=key, Body=first)
+            return
+        target = {"Bucket": self._name, "Key": key}
+        upload = target | {"UploadId": self._s3.create_multipart_upload(**target)["UploadId"]}
+        try:
+            rows = [self._put_part(upload, number, part) for number, part in enumerate((first, second), 1)]
+            rows += [self._put_part(upload, number, part) for number, part in enumerate(parts, 3)]
+            self._s3.complete_multipart_upload(MultipartUpload={"Parts": rows}, **upload)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._s3.abort_multipart_upload(**upload)
+            raise
 
     def _put_part(self, upload: dict[str, object], number: int, part: bytes) -> dict[str, object]:
         reply = self._s3.upload_part(PartNumber=number, Body=part, **upload)
@@ -172,11 +214,42 @@ class Bucket:
             reply = self._s3.list_objects_v2(Bucket=self._name, Prefix=prefix)
             return [str(row["Key"]) for row in reply.get("Contents", ())]
 
+    def nbytes(self, key: str) -> int | None:
+        """Size of an object, None where there is none."""
+        with self._refusals(key):
+            try:
+                return int(self._s3.head_object(Bucket=self._name, Key=key)["ContentLength"])
+            except Exception as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+    def objects(self, prefix: str) -> Iterator[ListedObject]:
+        """Every object whose key begins with `prefix`, by key."""
+        more: dict[str, object] = {}
+        while True:
+            with self._refusals(prefix):
+                reply = self._s3.list_objects_v2(Bucket=self._name, Prefix=prefix, **more)
+            for row in reply.get("Contents", ()):
+                written: datetime = row["LastModified"]
+                yield ListedObject(str(row["Key"]), int(row["Size"]), int(written.timestamp() * 1000))
+            if not reply.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    def link(self, key: str, seconds: int) -> str:
+        """An address that gives one object to whoever has it, as a download, for some seconds from now."""
+        shown = {"ResponseContentType": "application/octet-stream", "ResponseContentDisposition": "attachment"}
+        with self._refusals(key):
+            return self._s3.generate_presigned_url(
+                "get_object", Params={"Bucket": self._name, "Key": key, **shown}, ExpiresIn=seconds, HttpMethod="GET"
+            )
+
     def _refusals(self, key: str) -> contextlib.AbstractContextManager[None]:
         return _refusals(f"s3://{self._name}/{key}")
 
 
-def _connect(name: str, patience: Patience) -> _S3:
+def _connect(name: str, stall_s: float, attempts: int) -> _S3:
     try:
         import boto3
         from botocore.config import Config
@@ -192,9 +265,10 @@ def _connect(name: str, patience: Patience) -> _S3:
         # sums that the service adds by itself break ranges, and some services do not know them
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        connect_timeout=patience.stall_s,
-        read_timeout=patience.stall_s,
-        retries={"mode": "standard", "total_max_attempts": patience.attempts},
+        connect_timeout=stall_s,
+        read_timeout=stall_s,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        max_pool_connections=_CONNECTIONS,
     )
     with _refusals(f"s3://{name}"):
         client: _S3 = boto3.session.Session().client("s3", config=config)

@@ -30,6 +30,7 @@ _HEADERS = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     b"cross-origin-resource-policy": b"same-origin",
 }
+_CLOSE = (b"connection", b"close")
 _API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
 
 
@@ -60,6 +61,8 @@ class Guard:
         began = time.perf_counter()
         status = [0]
         idle, whole = self._server.ceilings.idle_s, [False]
+        # the HTTP server may have dropped a length that contradicts the chunks, so nothing is read behind them
+        closes = any(name.lower() == b"transfer-encoding" for name, _ in scope["headers"])
 
         async def patient_receive() -> Message:
             if whole[0]:  # whoever asks on only wants to know when the other side hangs up
@@ -75,7 +78,8 @@ class Guard:
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
-                message = {**message, "headers": _marked(message.get("headers", ()), scope["path"])}
+                headers = _marked(message.get("headers", ()), scope["path"], closes=closes)
+                message = {**message, "headers": headers}
             async with asyncio.timeout(idle):
                 await send(message)
 
@@ -134,11 +138,16 @@ def _address(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def _marked(headers: Iterable[tuple[bytes, bytes]], path: str) -> list[tuple[bytes, bytes]]:
-    """The header fields of a reply with those that every reply has, unless it says otherwise itself."""
+def _marked(headers: Iterable[tuple[bytes, bytes]], path: str, *, closes: bool) -> list[tuple[bytes, bytes]]:
+    """The header fields of a reply with those that every reply has, unless it says otherwise itself.
+
+    With `closes` it is the last one of its connection.
+    """
     own = list(headers)
     names = {name.lower() for name, _ in own}
     own += [(name, value) for name, value in _HEADERS.items() if name not in names]
     if path.startswith("/v2"):
         own.append(_API_VERSION)
+    if closes and _CLOSE[0] not in names:
+        own.append(_CLOSE)
     return own

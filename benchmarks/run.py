@@ -31,6 +31,7 @@ FAMILIES = {
 SCRIPTS = {
     "materialize": ("materialize-linear", "materialize-paper"),
     "mergekit": ("mergekit-ties-d1.0", "mergekit-ties-d0.2"),
+    "registry": ("push-many", "push-pull"),
 }
 _HOME = {case: family for family, cases in FAMILIES.items() for case in cases}
 _SCRIPT = {case: script for script, cases in SCRIPTS.items() for case in cases}

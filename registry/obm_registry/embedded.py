@@ -128,10 +128,7 @@ class EmbeddedRegistry:
 
     def backbones(self) -> list[reports.ListedBackbone]:
         """Every backbone of the registry, by repository."""
-        return [self._listed(row) for row in lookup.list_backbones(self._registry)]
-
-    def _listed(self, row: BackboneRow, tensors: tuple[reports.ListedTensor, ...] = ()) -> reports.ListedBackbone:
-        return listing.list_backbone(row, weights.weights_digest(self._registry, row), tensors)
+        return [listing.list_backbone(row) for row in lookup.list_backbones(self._registry)]
 
     def backbone(self, ref: str, *, tensors: bool = True) -> reports.ListedBackbone:
         """The backbone of a repository.
@@ -145,13 +142,13 @@ class EmbeddedRegistry:
         """
         row = self._backbone(_local(ref).repository)
         if not tensors:
-            return self._listed(row)
+            return listing.list_backbone(row)
         table = backbones.table_of(self._registry, row.repository, row.manifest_digest)
         rows = tuple(
             reports.ListedTensor(name=t.name, dtype=t.dtype_name, shape=list(t.shape), sha256=t.sha256.hex())
             for t in table.tensors.values()
         )
-        return self._listed(row, rows)
+        return listing.list_backbone(row, rows)
 
     def _backbone(self, repository: str) -> BackboneRow:
         found = lookup.list_backbones(self._registry, repository)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, or_, select
+from sqlalchemy import Connection, ScalarSelect, and_, exists, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from obm_registry.catalog import tables as t
 from obm_registry.catalog.rows import BackboneRow, ExpertFilter, ExpertRow, FoundExpert
 from obm_registry.manifest.backbone import BackboneFacts
 from obm_registry.manifest.expert import ExpertFacts
+from obm_registry.manifest.weights import WEIGHTS_TAG, WEIGHTS_TYPE
 
 _EXPERT_FACTS = (
     "artifact_id",
@@ -61,6 +62,7 @@ class Lineage:
                 t.manifest.c.digest,
                 func.length(t.manifest.c.body).label("body_nbytes"),
                 count.label("n_experts"),
+                _weights_of_backbone().label("weights_digest"),
             )
             .join(t.manifest, t.manifest.c.id == t.backbone.c.manifest_id)
             .join(t.repository, t.repository.c.id == t.manifest.c.repo_id)
@@ -183,6 +185,23 @@ def _tag_of_manifest() -> ColumnElement[bool]:
     return and_(t.tag.c.manifest_id == t.manifest.c.id, t.tag.c.repo_id == t.manifest.c.repo_id)
 
 
+def _weights_of_backbone() -> ScalarSelect[str]:
+    """Digest of the manifest that the tag of weights names, where it is about the backbone's manifest."""
+    weights = t.manifest.alias("weights")
+    return (
+        select(weights.c.digest)
+        .join(t.tag, and_(t.tag.c.repo_id == weights.c.repo_id, t.tag.c.manifest_id == weights.c.id))
+        .where(
+            weights.c.repo_id == t.manifest.c.repo_id,
+            weights.c.subject_digest == t.manifest.c.digest,
+            weights.c.artifact_type == WEIGHTS_TYPE,
+            t.tag.c.name == WEIGHTS_TAG,
+        )
+        .correlate(t.manifest)
+        .scalar_subquery()
+    )
+
+
 def _backbone(row: Mapping[Any, Any]) -> BackboneRow:
     facts = {key: row[key] for key in ("fingerprint", "architecture", "n_tensors", "n_params")}
     return BackboneRow(
@@ -192,6 +211,7 @@ def _backbone(row: Mapping[Any, Any]) -> BackboneRow:
         manifest_nbytes=row["body_nbytes"],
         facts=BackboneFacts(**facts),
         n_experts=row["n_experts"],
+        weights_digest=row["weights_digest"],
     )
 
 

@@ -206,7 +206,7 @@ class TagEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneRow:
-    """One backbone in one repository."""
+    """One backbone in one repository; `weights_digest` is that of the manifest of its weights, None without."""
 
     repository: str
     manifest_id: int
@@ -214,6 +214,7 @@ class BackboneRow:
     manifest_nbytes: int
     facts: BackboneFacts
     n_experts: int
+    weights_digest: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,19 +183,35 @@ def parse_backbone(config: bytes) -> BackboneTable:
     document = parse_json(config, max_nbytes=MAX_CONFIG_NBYTES, where="backbone config")
     if not isinstance(document, dict) or set(document) != _FIELDS or document["schema"] != _SCHEMA:
         raise bad_manifest("backbone config", f"the fields of {_SCHEMA}", type(document).__name__)
-    rows, architecture = document["tensors"], document["architecture"]
-    if not isinstance(rows, list) or not isinstance(architecture, str):
-        raise bad_manifest("backbone config.tensors", "an array of rows", type(rows).__name__)
-    parsed = [_parse_row(row, f"backbone config.tensors[{i}]") for i, row in enumerate(rows)]
-    names = [row.name for row in parsed]
-    if names != sorted(set(names)):
-        raise RegistryError("bad_manifest", "tensor names are out of order or repeated", where="backbone config")
-    table = tabulate(parsed, architecture)
-    facts = {"fingerprint": table.fingerprint, "n_tensors": len(parsed), "n_params": table.facts.n_params}
+    architecture = document["architecture"]
+    if not isinstance(architecture, str):
+        raise bad_manifest("backbone config.architecture", "text", architecture)
+    table = parse_tensors(document["tensors"], architecture, "backbone config")
+    facts = {"fingerprint": table.fingerprint, "n_tensors": len(table.tensors), "n_params": table.facts.n_params}
     for key, value in facts.items():
         if document[key] != value:
             raise bad_manifest(f"backbone config.{key}", str(value), document[key])
     return table
+
+
+def parse_tensors(rows: object, architecture: str, where: str) -> BackboneTable:
+    """Parse the rows of a tensor table.
+
+    Args:
+        rows: an array of `[name, dtype, shape, sha256]`, sorted by name.
+        architecture: of the table.
+        where: what the rows are part of, for messages.
+
+    Raises:
+        RegistryError: `bad_manifest`.
+    """
+    if not isinstance(rows, list):
+        raise bad_manifest(f"{where}.tensors", "an array of rows", type(rows).__name__)
+    parsed = [_parse_row(row, f"{where}.tensors[{i}]") for i, row in enumerate(rows)]
+    names = [row.name for row in parsed]
+    if names != sorted(set(names)):
+        raise RegistryError("bad_manifest", "tensor names are out of order or repeated", where=where)
+    return tabulate(parsed, architecture)
 
 
 def _parse_row(row: object, where: str) -> BackboneTensor:

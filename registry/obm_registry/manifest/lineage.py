@@ -1,4 +1,4 @@
-"""Whether an expert belongs to a backbone, tensor by tensor.
+"""Whether an expert, or another checkpoint, belongs to a backbone, tensor by tensor.
 
 Source: obm-1 clauses 10.2 to 10.4.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from obm_format.container.reader import Container
 from obm_format.errors import BackboneMismatch
 from obm_format.model import Kind, TensorSpec
-from obm_registry.manifest.backbone import BackboneTable
+from obm_registry.manifest.backbone import BackboneTable, BackboneTensor
 
 MAX_DIFFERENCES = 20
 _SHOWN = 3
@@ -20,7 +20,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One backbone tensor that the expert and the backbone see differently."""
+    """One tensor that is not the backbone's: what is expected of it, and what it is."""
 
     name: str
     expected: str
@@ -78,6 +78,23 @@ def differences(container: Container, table: BackboneTable) -> Iterator[Differen
     # a router or a shared base vector does not list the backbone's tensors
     if container.manifest.kind is Kind.TASK_VECTOR:
         yield from _incomplete(container, table)
+
+
+def table_differences(own: BackboneTable, backbone: BackboneTable) -> Iterator[Difference]:
+    """Every tensor in which a checkpoint's table differs from a backbone's, by name."""
+    for name in sorted(own.tensors.keys() | backbone.tensors.keys()):
+        mine, theirs = own.tensors.get(name), backbone.tensors.get(name)
+        if mine != theirs:
+            yield Difference(name=name, expected=_describes(theirs, mine), got=_describes(mine, theirs))
+
+
+def _describes(row: BackboneTensor | None, other: BackboneTensor | None) -> str:
+    """What tells a tensor from its counterpart: that it is there, its form, else its bytes."""
+    if row is None:
+        return "no such tensor"
+    if other is None or (row.spec.dtype, row.spec.shape) != (other.spec.dtype, other.spec.shape):
+        return _looks(row.spec)
+    return f"SHA-256 {row.sha256.hex()[:16]}"
 
 
 def _incomplete(container: Container, table: BackboneTable) -> Iterator[Difference]:

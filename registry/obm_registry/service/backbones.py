@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from obm_format.container.reader import Container
 from obm_format.errors import BackboneMismatch, RegistryError
+from obm_registry.catalog.rows import BackboneRow
 from obm_registry.manifest.backbone import (
     BACKBONE_CONFIG,
     MAX_CONFIG_NBYTES,
@@ -11,7 +12,7 @@ from obm_registry.manifest.backbone import (
     backbone_descriptor,
     parse_backbone,
 )
-from obm_registry.manifest.lineage import require_match
+from obm_registry.manifest.lineage import MAX_DIFFERENCES, Difference, require_match, table_differences
 from obm_registry.manifest.oci import Descriptor, OciManifest, bad_manifest, parse_manifest
 from obm_registry.service.blobs import read_blob
 from obm_registry.service.lookup import find_manifest
@@ -41,6 +42,19 @@ def table_of(registry: Registry, repository: str, digest: str) -> BackboneTable:
         RegistryError: `not_found`, and as `read_table`.
     """
     return read_table(registry, repository, parse_manifest(find_manifest(registry, repository, digest).body))
+
+
+def check_table(registry: Registry, row: BackboneRow, own: BackboneTable) -> tuple[list[Difference], int]:
+    """Hold a checkpoint's table against a backbone.
+
+    Returns:
+        The first differences, and how many there are.
+
+    Raises:
+        RegistryError: as `table_of`.
+    """
+    found = list(table_differences(own, table_of(registry, row.repository, row.manifest_digest)))
+    return found[:MAX_DIFFERENCES], len(found)
 
 
 def find_backbone(registry: Registry, repository: str, container: Container) -> Descriptor | None:

@@ -8,9 +8,7 @@ from obm_registry import reports
 from obm_registry.catalog.rows import BackboneRow, ExpertRow, TagEvent
 
 
-def list_backbone(
-    row: BackboneRow, weights_digest: str | None, tensors: tuple[reports.ListedTensor, ...] = ()
-) -> reports.ListedBackbone:
+def list_backbone(row: BackboneRow, tensors: tuple[reports.ListedTensor, ...] = ()) -> reports.ListedBackbone:
     """What is told of a backbone."""
     return reports.ListedBackbone(
         ref=row.repository,
@@ -20,7 +18,7 @@ def list_backbone(
         n_tensors=row.facts.n_tensors,
         n_params=row.facts.n_params,
         n_experts=row.n_experts,
-        weights_digest=weights_digest,
+        weights_digest=row.weights_digest,
         tensors=tensors,
     )
 

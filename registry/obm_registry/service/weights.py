@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from obm_format.checkpoint import Checkpoint
-from obm_format.errors import RegistryError
 from obm_format.progress import Progress
-from obm_registry.catalog.rows import BackboneRow, Manifest
+from obm_registry.catalog.rows import BackboneRow
 from obm_registry.manifest.assemble import fill_file
 from obm_registry.manifest.backbone import BackboneTable, backbone_descriptor
 from obm_registry.manifest.folder import rebuild_folder
@@ -24,22 +23,6 @@ from obm_registry.service.lookup import find_manifest
 from obm_registry.service.publish import put_manifest
 from obm_registry.service.registry import Registry
 from obm_registry.service.tags import TagChange
-
-
-def weights_digest(registry: Registry, row: BackboneRow) -> str | None:
-    """Digest of the manifest of a backbone's weights; None where they are not stored."""
-    found = _find(registry, row)
-    return found.digest if found else None
-
-
-def _find(registry: Registry, row: BackboneRow) -> Manifest | None:
-    try:
-        found = find_manifest(registry, row.repository, WEIGHTS_TAG)
-    except RegistryError as error:
-        if error.reason != "not_found":
-            raise
-        return None
-    return found if found.subject_digest == row.manifest_digest else None
 
 
 def store_weights(
@@ -85,9 +68,9 @@ def write_weights(registry: Registry, row: BackboneRow, target: Path, progress: 
         RegistryError: `not_found` where the weights are not stored, `blob_damaged`.
         CheckpointError, BackboneMismatch: as `rebuild_folder`.
     """
-    found = _find(registry, row)
-    if found is None:
+    if row.weights_digest is None:
         raise no_weights(row.repository)
+    found = find_manifest(registry, row.repository, row.weights_digest)
     table = table_of(registry, row.repository, row.manifest_digest)
     layers = parse_weights(parse_manifest(found.body, media_type=found.media_type), table)
     rebuild_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from jsonschema import Draft202012Validator
 from registry_files import write_backbone, write_expert
 from registry_server import RunningServer, digest_of, next_page, push_image
 
+from obm_format.checkpoint import open_checkpoint
 from obm_registry.embedded import open_embedded
 from obm_registry.server.api.routes import API_ROUTES
 from obm_registry.server.api.upkeep import openapi_text
@@ -140,9 +142,36 @@ def test_backbones(admin: httpx.Client, stocked: dict[str, str]) -> None:
     (row,) = ask(admin, "GET", "/api/v1/backbones", params={"q": "shop"})["backbones"]
     assert (row["n_experts"], row["n_tensors"], row["architecture"]) == (3, 3, "TinyModel")
     one = ask(admin, "GET", f"/api/v1/backbones/{stocked['fingerprint']}")
-    assert one["repositories"] == [{"repository": "shop/tiny", "n_experts": 3}]
+    assert one["repositories"] == [{"repository": "shop/tiny", "n_experts": 3, "weights_digest": None}]
     ask(admin, "GET", f"/api/v1/backbones/{'0' * 64}", 404)
     ask(admin, "GET", "/api/v1/backbones/nonsense", 400)
+
+
+def test_a_checkpoint_is_held_against_a_backbone(admin: httpx.Client, stocked: dict[str, str], tmp_path: Path) -> None:
+    path = f"/api/v1/backbones/{stocked['fingerprint']}/check"
+    with open_checkpoint(write_backbone(tmp_path / "base")) as checkpoint:
+        rows = [[row.name, row.dtype_name, list(row.shape), row.sha256.hex()] for row in checkpoint.table()]
+    own = ask(admin, "POST", path, json={"tensors": rows})
+    assert own == {"matches": True, "fingerprint": stocked["fingerprint"], "n_differences": 0, "differences": []}
+    first, second, _ = rows
+    changed = [[*first[:3], "0" * 64], [*second[:2], [16, 12], second[3]], ["x", "F16", [1], "1" * 64]]
+    other = ask(admin, "POST", path, json={"tensors": changed})
+    assert (other["matches"], other["n_differences"]) == (False, 4)
+    assert other["fingerprint"] != stocked["fingerprint"]
+    assert other["differences"] == [
+        {"tensor": "w0", "expected": f"SHA-256 {first[3][:16]}", "got": "SHA-256 0000000000000000"},
+        {"tensor": "w1", "expected": "F32 [12, 16]", "got": "F32 [16, 12]"},
+        {"tensor": "w2", "expected": "F32 [12, 16]", "got": "no such tensor"},
+        {"tensor": "x", "expected": "no such tensor", "got": "F16 [1]"},
+    ]
+    many = [[f"t{i:02}", "F16", [1], "1" * 64] for i in range(50)]
+    found = ask(admin, "POST", path, json={"tensors": many})
+    assert (found["n_differences"], len(found["differences"])) == (53, 20)
+    for wrong in (rows[::-1], [first, first], [first[:3]], [[*first[:3], "x"]], "rows", [["\n", *first[1:]]]):
+        ask(admin, "POST", path, 400, json={"tensors": wrong})
+    ask(admin, "POST", path, 400, json={})
+    ask(admin, "POST", f"/api/v1/backbones/{'0' * 64}/check", 404, json={"tensors": rows})
+    ask(admin, "POST", path, 413, content=b" " * ((8 << 20) + 1))
 
 
 def test_tag_history(admin: httpx.Client, stocked: dict[str, str]) -> None:

@@ -51,13 +51,16 @@ async def require_administrator(request: Request, namespace: str) -> Identity:
     return who
 
 
-async def body_of(request: Request, *required: str, optional: tuple[str, ...] = ()) -> dict[str, object]:
+async def body_of(
+    request: Request, *required: str, optional: tuple[str, ...] = (), max_nbytes: int = MAX_BODY_NBYTES
+) -> dict[str, object]:
     """The JSON object in the body of a request.
 
     Args:
         request: the request.
         required: fields that it has.
         optional: fields that it may have; others are refused.
+        max_nbytes: most bytes of it.
 
     Raises:
         RegistryError: `bad_request`, `limit_exceeded`.
@@ -65,10 +68,10 @@ async def body_of(request: Request, *required: str, optional: tuple[str, ...] = 
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > MAX_BODY_NBYTES:
-            raise RegistryError("limit_exceeded", "the body is too large", expected=f"at most {MAX_BODY_NBYTES} bytes")
+        if len(data) > max_nbytes:
+            raise RegistryError("limit_exceeded", "the body is too large", expected=f"at most {max_nbytes} bytes")
     try:
-        document = parse_json(bytes(data), max_nbytes=MAX_BODY_NBYTES, where="body")
+        document = parse_json(bytes(data), max_nbytes=max_nbytes, where="body")
     except RegistryError as error:
         raise RegistryError("bad_request", error.message, where="body") from error
     if not isinstance(document, dict) or not set(required) <= set(document) <= {*required, *optional}:

@@ -6,16 +6,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from obm_format.errors import RegistryError
-from obm_registry.catalog.rows import ExpertFilter
+from obm_registry.catalog.rows import BackboneRow, ExpertFilter
+from obm_registry.manifest.backbone import parse_tensors
 from obm_registry.refs import parse_digest, parse_repository, parse_tag, printable
 from obm_registry.server.api.common import body_of, cursor_of, page_reply, require_reader, text_field
 from obm_registry.server.api.shown import show_backbone, show_event, show_expert
 from obm_registry.server.credentials import authorize
 from obm_registry.server.replies import in_thread, json_reply, page_size, server_of
+from obm_registry.service import backbones as backbones_of
 from obm_registry.service import search, tags
 from obm_registry.service.access import DELETE, PULL
 
 _MAX_REASON = 1000
+MAX_TABLE_NBYTES = 8 << 20  # some 60,000 tensors
 
 
 async def backbones(request: Request) -> Response:
@@ -34,15 +37,39 @@ async def backbones(request: Request) -> Response:
 
 async def backbone(request: Request) -> Response:
     """`GET /api/v1/backbones/{fingerprint}`: the repositories that have it."""
+    rows = await _repositories_with(request)
+    here = ("repository", "n_experts", "weights_digest")
+    facts = {key: value for key, value in show_backbone(rows[0]).items() if key not in here}
+    where = [{key: show_backbone(row)[key] for key in here} for row in rows]
+    return json_reply({**facts, "repositories": where})
+
+
+async def check_backbone(request: Request) -> Response:
+    """`POST /api/v1/backbones/{fingerprint}/check`: in which tensors a checkpoint differs from a backbone."""
+    rows = await _repositories_with(request)
+    document = await body_of(request, "tensors", max_nbytes=MAX_TABLE_NBYTES)
+    registry = server_of(request).registry
+    own = await in_thread(parse_tensors, document["tensors"], "", "body")
+    found, count = await in_thread(backbones_of.check_table, registry, rows[0], own)
+    return json_reply(
+        {
+            "matches": count == 0,
+            "fingerprint": own.fingerprint,
+            "n_differences": count,
+            "differences": [{"tensor": d.name, "expected": d.expected, "got": d.got} for d in found],
+        }
+    )
+
+
+async def _repositories_with(request: Request) -> list[BackboneRow]:
+    """A backbone in each of the repositories that the caller may pull from; one at least."""
     who, fingerprint = await require_reader(request), _fingerprint(request)
     rows, _ = await in_thread(
         search.find_backbones, server_of(request).registry, who.caller, fingerprint=fingerprint, limit=search.MAX_PAGE
     )
     if not rows:
         raise RegistryError("not_found", "there is no such backbone", where=fingerprint)
-    facts = {key: value for key, value in show_backbone(rows[0]).items() if key not in ("repository", "n_experts")}
-    where = [{"repository": row.repository, "n_experts": row.n_experts} for row in rows]
-    return json_reply({**facts, "repositories": where})
+    return rows
 
 
 async def backbone_experts(request: Request) -> Response:

@@ -13,6 +13,7 @@ _NAMESPACE = f"{_V1}/namespaces/{{namespace:path}}"
 API_ROUTES = [
     Route(f"{_V1}/backbones", lineage.backbones, methods=["GET"]),
     Route(f"{_V1}/backbones/{{fingerprint}}", lineage.backbone, methods=["GET"]),
+    Route(f"{_V1}/backbones/{{fingerprint}}/check", lineage.check_backbone, methods=["POST"]),
     Route(f"{_V1}/backbones/{{fingerprint}}/experts", lineage.backbone_experts, methods=["GET"]),
     Route(f"{_V1}/search", lineage.found, methods=["GET"]),
     Route(f"{_REPOSITORY}/experts", lineage.repository_experts, methods=["GET"]),

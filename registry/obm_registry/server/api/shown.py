@@ -16,6 +16,7 @@ def show_backbone(row: BackboneRow) -> dict[str, object]:
         "n_tensors": row.facts.n_tensors,
         "n_params": row.facts.n_params,
         "n_experts": row.n_experts,
+        "weights_digest": row.weights_digest,
     }
 
 

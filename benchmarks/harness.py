@@ -135,6 +135,11 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def with_bytecode() -> dict[str, str]:
+    """The environment for commands that start as installed ones do: modules are compiled once, and kept."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def machine() -> dict[str, object]:
     """What the figures depend on."""
     return {

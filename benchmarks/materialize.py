@@ -4,7 +4,8 @@
 
 The floor reads every input once into one warm buffer and writes as many bytes as the output has, fsync included; where
 parts are compressed, the time of zstd itself on the same frames, on as many threads, is added. `ratio` is the median of
-floor / own over runs that follow one another in pairs. Page cache warm on both sides.
+floor / own over runs that follow one another, in this process; `command_ratio` that of floor / `obm materialize`, a
+process of its own with start-up, from Python bytecode as an installed package is. Page cache warm on both sides.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +28,7 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from harness import Copy, timed
+from harness import Copy, timed, with_bytecode
 from synthetic import Noise, specs, tuned, write_base
 
 from obm_format import compress_checkpoint, materialize, open_expert, parse_recipe
@@ -63,6 +65,8 @@ class Row:
     floor_seconds: list[float]
     zstd_seconds: list[float]
     ratio: float
+    command_seconds: list[float]
+    command_ratio: float
     exact: bool
     phases: dict[str, float] = field(default_factory=dict)  # summed over threads
     peak_private_bytes: int = 0  # above that of the process before the last run
@@ -85,7 +89,8 @@ def main() -> int:
     for row in [] if arguments.json else rows:
         print(f"{row.case:20} {row.bytes / 1e6:6.0f} MB  own {statistics.median(row.seconds):.2f} s"
               f"  floor {statistics.median(row.floor_seconds):.2f} s (zstd {statistics.median(row.zstd_seconds):.2f} s)"
-              f"  own/floor {1 / row.ratio:.2f}  load {os.getloadavg()[0]:.1f}")  # fmt: skip
+              f"  own/floor {1 / row.ratio:.2f}  command {statistics.median(row.command_seconds):.2f} s,"
+              f" {1 / row.command_ratio:.2f}  load {os.getloadavg()[0]:.1f}")  # fmt: skip
         print(f"{'':20} {row.phases}  peak {row.peak_private_bytes / 1e6:.0f} MB")
     return 0 if all(row.exact for row in rows) else 1
 
@@ -99,9 +104,11 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
     files = [base / "model.safetensors", *experts]
     nbytes = sum(file.stat().st_size for file in files) + (base / "model.safetensors").stat().st_size
     frames = framed(base, experts) if CASES[name] == "paper" else []
-    own, floors, zstd, copies, report, idle = [], [], [], [], None, 0
+    own, commands, floors, zstd, copies, report, idle = [], [], [], [], [], None, 0
     memcpy = Copy(nbytes, threads)
     memcpy()  # faults its memory in
+    run_command(base, experts, out, threads)
+    shutil.rmtree(out)
     for _ in range(repeats):
         copies.append(timed(memcpy))
         plain = timed(lambda: copy(files, out))
@@ -111,6 +118,9 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
         idle, started = private_bytes(), time.perf_counter()
         report = materialize(base, experts, recipe, out, threads=threads)
         own.append(time.perf_counter() - started)
+        shutil.rmtree(out)
+        os.sync()
+        commands.append(timed(lambda: run_command(base, experts, out, threads)))
         shutil.rmtree(out)
         os.sync()
     assert report is not None  # noqa: S101 - there is at least one repeat
@@ -126,6 +136,8 @@ def measure(name: str, folder: Path, scratch: Path, threads: int, repeats: int) 
         floor_seconds=floors,
         zstd_seconds=zstd,
         ratio=statistics.median(floor / mine for floor, mine in zip(floors, own, strict=True)),
+        command_seconds=commands,
+        command_ratio=statistics.median(floor / mine for floor, mine in zip(floors, commands, strict=True)),
         exact=exact,
         phases={phase: round(value, 2) for phase, value in report.seconds.items()},
         peak_private_bytes=report.peak_private_bytes - idle,
@@ -180,6 +192,14 @@ def some(stream: WeightStream) -> list[np.ndarray]:
 
     stream.run(place, skip=[name for name in names if name not in chosen])
     return [places[name].words for name in sorted(places)]
+
+
+def run_command(base: Path, experts: list[Path], out: Path, threads: int) -> None:
+    """The same merge by the command line."""
+    command = [sys.executable, "-m", "obm_cli", "materialize", "--base", str(base), "--route", "math", "-o", str(out)]
+    command += [word for expert in experts for word in ("--expert", str(expert))]
+    command += ["--threads", str(threads)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=with_bytecode())
 
 
 def copy(files: list[Path], out: Path) -> None:

@@ -44,7 +44,7 @@ from obm_format.kernels.contract import (
     combined_is_absent,
 )
 from obm_format.kernels.cpu_elements import BF16, F16, F32
-from obm_format.kernels.cpu_lanes import WORD
+from obm_format.kernels.cpu_names import WORD
 from obm_format.kernels.reference import ReferenceKernels
 from obm_format.kernels.runs import Int64, add_in_order, are_on_bytes, split_groups
 from obm_format.kernels.words import EXPONENT, Float32, Words, cast

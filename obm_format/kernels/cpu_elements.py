@@ -8,10 +8,9 @@ All integers and exact, but for the one rounding to nearest even (obm-1 clause 1
 from __future__ import annotations
 
 import numpy as np
-from numba.np.numpy_support import carray
 
 from obm_format.kernels.cpu_compile import step
-from obm_format.kernels.cpu_lanes import bits_of, float_of, pointer
+from obm_format.kernels.cpu_names import bits_of, carray, float_of, pointer
 
 F16, BF16, F32 = 0, 1, 2  # element kinds
 

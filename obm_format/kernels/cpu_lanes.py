@@ -17,9 +17,9 @@ from llvmlite import binding, ir  # type: ignore[import-untyped] # it carries no
 from numba import types
 from numba.core import cgutils
 
+from obm_format.kernels.cpu_names import WORD
 from obm_format.kernels.reference import SUM_LANES
 
-WORD = 32  # sign bits taken at a time, one per lane
 _HAS_MASKS = binding.get_host_cpu_features().get("avx512bw", False)  # registers that hold one bit per lane
 
 _intrinsic: Any = numba.extending.intrinsic  # what it returns takes other arguments than what it is given

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.np.numpy_support import carray
 
 from obm_format.kernels.cpu_compile import kernel, step
 from obm_format.kernels.cpu_elements import (
@@ -28,7 +27,7 @@ from obm_format.kernels.cpu_elements import (
     store,
     width,
 )
-from obm_format.kernels.cpu_lanes import (
+from obm_format.kernels.cpu_names import (
     WORD,
     add_brains1,
     add_brains2,
@@ -38,6 +37,7 @@ from obm_format.kernels.cpu_lanes import (
     add_choice1,
     bits_of,
     byte_at,
+    carray,
     float_at,
     float_of,
     pointer,

@@ -12,11 +12,10 @@ import threading
 
 import numpy as np
 import numpy.typing as npt
-from numba.np.numpy_support import carray
 
 from obm_format.kernels.cpu_compile import kernel, step
 from obm_format.kernels.cpu_elements import longs_at, shorts_at, u32
-from obm_format.kernels.cpu_lanes import pointer
+from obm_format.kernels.cpu_names import carray, pointer
 from obm_format.kernels.steps import EXPONENT, Bytes, ReferenceSteps, check_pair, check_stream
 from obm_format.kernels.words import Words
 from obm_format.model import DType

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba.np.numpy_support import carray
 
 from obm_format.kernels.cpu_compile import kernel, step
 from obm_format.kernels.cpu_elements import BF16, F32, load, longs_at, width
-from obm_format.kernels.cpu_lanes import WORD, float_of, pack_brains, pack_reals, pointer
+from obm_format.kernels.cpu_names import WORD, carray, float_of, pack_brains, pack_reals, pointer
 from obm_format.kernels.reference import SUM_LANES
 
 _TILE = 1024  # elements converted at a time; a multiple of WORD

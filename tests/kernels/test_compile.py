@@ -43,5 +43,5 @@ def test_every_source_counts(tmp_path: Path) -> None:
 
 
 def test_the_kernels_are_bound_to_their_sources() -> None:
-    cells = [cell.cell_contents for cell in cpu_loops.merge_tiles.py_func.__closure__]
+    cells = [cell.cell_contents for cell in cpu_loops.merge_tiles.dispatcher.py_func.__closure__]
     assert cells == [sources_digest(Path(cpu_loops.__file__).parent)]

@@ -38,6 +38,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 _told: set[str] = set()
+_INSTALL = "pip install 'obm-format[fast]'"
 
 
 def select_kernels(threads: int | None = None, prefer: str | None = None) -> Kernels:
@@ -99,10 +100,11 @@ def _fall_back(error: Exception, prefer: str | None) -> None:
     Raises:
         UsageError: numba was asked for (`missing_dependency`).
     """
+    is_missing = isinstance(error, ModuleNotFoundError)
+    reason = "numba is not installed" if is_missing else f"numba cannot be used: {error}"
     if _wanted(prefer):
-        raise UsageError(
-            "missing_dependency", f"numba cannot be used: {error}", hint="pip install 'obm-format[fast]'"
-        ) from error
-    if str(error) not in _told:
-        _told.add(str(error))
-        logger.info("using the slow NumPy kernels: %s", error)
+        raise UsageError("missing_dependency", reason, hint=_INSTALL) from error
+    if reason not in _told:
+        _told.add(reason)
+        advice = f": {_INSTALL}" if is_missing else ""
+        logger.warning("%s; NumPy does its work, many times slower%s", reason, advice)

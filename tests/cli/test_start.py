@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+from checkpoints import shifted, tiny_llama, write_checkpoint
+
+from obm_format.model import DType
 
 ENDING = """
 import atexit, sys
@@ -44,3 +50,27 @@ run()
 def test_garbage_is_looked_for_now_and_then() -> None:
     done = subprocess.run([sys.executable, "-c", LOOKS, "ls"], capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout.split() == ["True", "0"]
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+from obm_cli.__main__ import run
+run()
+"""
+
+
+def test_without_numba_one_line_says_so_and_what_helps(tmp_path: Path) -> None:
+    weights = tiny_llama(0, DType.BF16)
+    write_checkpoint(tmp_path / "base", weights)
+    write_checkpoint(tmp_path / "tuned", shifted(weights, 1))
+    arguments = ["materialize", "--base", "base", "--expert", "tuned", "--method", "ties", "-o", "out"]
+    environment = {name: value for name, value in os.environ.items() if name != "OBM_KERNELS"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_NUMBA, *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert "numba is not installed" in line
+    assert "pip install 'obm-format[fast]'" in line
+    assert "reference kernels" in done.stdout

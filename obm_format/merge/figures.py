@@ -7,7 +7,7 @@ of a million elements, evenly spaced rows (or elements) of a larger one. Never c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from obm_format.merge.windows import task_vector
 from obm_format.model import DType
 
 SAMPLE_NUMEL = 1 << 18
+_COUNTED_NUMEL = 1 << 15  # elements of the sample that are counted together
 
 
 @dataclass(slots=True)
@@ -105,25 +106,98 @@ class Piece:
     operands: Sequence[tuple[str, bool, Operand]]
 
 
-def count_operands(figures: Figures, piece: Piece, kernels: Kernels) -> None:
-    """Count swallowed values and clashing signs in the part of a piece that belongs to the sample."""
+class Sample:
+    """Counts swallowed values and clashing signs in what belongs to the sample of one tensor.
+
+    Pieces hold little of it, so what they bring is kept, copied, and counted together.
+
+    Args:
+        figures: of the tensor; added to.
+        kernels: who computes.
+    """
+
+    def __init__(self, figures: Figures, kernels: Kernels) -> None:
+        self._figures, self._kernels = figures, kernels
+        self._held: list[_Part] = []
+
+    def add(self, piece: Piece) -> None:
+        """Take in the part of a piece that belongs to the sample."""
+        part = _part(piece)
+        if part is None:
+            return
+        if self._held and self._held[0].kind != part.kind:
+            self.count()
+        self._held.append(part)
+        if sum(one.words.size for one in self._held) >= _COUNTED_NUMEL:
+            self.count()
+
+    def count(self) -> None:
+        """Count what was taken in since the last time."""
+        if self._held:
+            _count(self._figures, _joined(self._held), self._kernels)
+            self._held = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The sampled part of a piece: rows of it, or elements of its only row.
+
+    Args:
+        by_rows: which of the two.
+        words: the backbone's.
+        base_dtype: theirs.
+        out_dtype: dtype of the output.
+        operands: as in `Piece`, of the same elements, none of zeros.
+    """
+
+    by_rows: bool
+    words: Words
+    base_dtype: DType
+    out_dtype: DType
+    operands: Sequence[tuple[str, bool, Operand]]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Parts of one kind can be joined."""
+        shapes = [
+            (expert, type(operand), getattr(operand, "group", 0), len(getattr(operand, "bits", ())))
+            for expert, _, operand in self.operands
+        ]
+        return (self.by_rows, self.words.shape[1] if self.by_rows else 0, *shapes)
+
+
+def _part(piece: Piece) -> _Part | None:
+    """What of a piece belongs to the sample; None where nothing does, or there is nothing to count."""
     operands = [one for one in piece.operands if not isinstance(one[2], ZeroOperand)]
+    if len(operands) < 2 and not any(is_approximate for _, is_approximate, _ in operands):
+        return None
     stride = max(1, piece.numel // SAMPLE_NUMEL)
     by_rows = piece.shape[0] > 1 or any(isinstance(one[2], SignOperand) for one in operands)
     step = piece.shape[1] if by_rows else 1
     first = -(piece.span.start // step) % stride
-    if not operands:
-        return
-    words = np.ascontiguousarray(_sampled(piece.base.reshape(piece.shape), by_rows, first, stride))
+    words = _sampled(piece.base.reshape(piece.shape), by_rows, first, stride)
     if not words.size:
-        return
+        return None
+    return _Part(
+        by_rows=by_rows,
+        words=words,
+        base_dtype=piece.base_dtype,
+        out_dtype=piece.out_dtype,
+        operands=[
+            (expert, is_approximate, _sampled_operand(operand, by_rows, first, stride))
+            for expert, is_approximate, operand in operands
+        ],
+    )
+
+
+def _count(figures: Figures, part: _Part, kernels: Kernels) -> None:
+    words, operands = part.words, part.operands
     up, down, count = (np.zeros(words.shape, np.uint8) for _ in range(3))
-    for expert, is_approximate, whole in operands:
-        operand = _part(whole, by_rows, first, stride)
+    for expert, is_approximate, operand in operands:
         if is_approximate:
-            figures.count_absorbed(expert, *kernels.absorbed(words, piece.base_dtype, operand, piece.out_dtype))
-        if len(operands) > 1 and not isinstance(operand, ZeroOperand):
-            values = task_vector(operand, words, piece.base_dtype, kernels)
+            figures.count_absorbed(expert, *kernels.absorbed(words, part.base_dtype, operand, part.out_dtype))
+        if len(operands) > 1:
+            values = task_vector(operand, words, part.base_dtype, kernels)
             up |= values > 0
             down |= values < 0
             count += values != 0
@@ -133,21 +207,59 @@ def count_operands(figures: Figures, piece: Piece, kernels: Kernels) -> None:
 
 
 def _sampled(matrix: npt.NDArray[Any], by_rows: bool, first: int, stride: int) -> npt.NDArray[Any]:
-    return matrix[first::stride] if by_rows else matrix[:, first::stride]
+    """A copy: what it is taken from is used again, or much larger."""
+    return np.array(matrix[first::stride] if by_rows else matrix[:, first::stride], order="C")
 
 
-def _part(operand: Operand, by_rows: bool, first: int, stride: int) -> Operand:
+def _sampled_operand(operand: Operand, by_rows: bool, first: int, stride: int) -> Operand:
     match operand:
         case SignOperand(bits=planes, alphas=alphas, group=group, cols=cols):
             return SignOperand(
-                bits=tuple(bits[first::stride] for bits in planes),
-                alphas=tuple(alpha[first::stride] for alpha in alphas),
+                bits=tuple(_sampled(bits, True, first, stride) for bits in planes),
+                alphas=tuple(_sampled(alpha, True, first, stride) for alpha in alphas),
                 group=group,
                 cols=cols,
             )
         case ExactOperand(words=words, dtype=dtype):
-            return ExactOperand(words=np.ascontiguousarray(_sampled(words, by_rows, first, stride)), dtype=dtype)
+            return ExactOperand(words=_sampled(words, by_rows, first, stride), dtype=dtype)
         case ValueOperand(values=values):
-            return ValueOperand(values=np.ascontiguousarray(_sampled(values, by_rows, first, stride)))
+            return ValueOperand(values=_sampled(values, by_rows, first, stride))
         case ZeroOperand():
             return operand
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """Parts of one kind as one."""
+    if len(parts) == 1:
+        return parts[0]
+    axis = 0 if parts[0].by_rows else 1
+    columns = zip(*(part.operands for part in parts), strict=True)
+    return replace(
+        parts[0],
+        words=np.concatenate([part.words for part in parts], axis),
+        operands=[
+            (column[0][0], column[0][1], _joined_operand([operand for _, _, operand in column], axis))
+            for column in columns
+        ],
+    )
+
+
+def _joined_operand(operands: Sequence[Operand], axis: int) -> Operand:
+    first = operands[0]
+    match first:
+        case SignOperand(bits=planes):
+            signs = [operand for operand in operands if isinstance(operand, SignOperand)]
+            return replace(
+                first,
+                bits=tuple(np.concatenate([sign.bits[plane] for sign in signs]) for plane in range(len(planes))),
+                alphas=tuple(np.concatenate([sign.alphas[plane] for sign in signs]) for plane in range(len(planes))),
+            )
+        case ExactOperand():
+            exact = [operand.words for operand in operands if isinstance(operand, ExactOperand)]
+            return replace(first, words=np.concatenate(exact, axis))
+        case ValueOperand():
+            return ValueOperand(
+                values=np.concatenate([one.values for one in operands if isinstance(one, ValueOperand)], axis)
+            )
+        case ZeroOperand():
+            return first

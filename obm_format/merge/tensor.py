@@ -22,7 +22,7 @@ from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand,
 from obm_format.kernels.words import Words, cast
 from obm_format.merge.arithmetic import WHOLE, BaseMatrix, Share, Thinning, find_thinning, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
-from obm_format.merge.figures import Figures, Piece, count_operands
+from obm_format.merge.figures import Figures, Piece, Sample
 from obm_format.merge.meter import Meter
 from obm_format.merge.pieces import DensePieces, pieces_of, words_of
 from obm_format.merge.plan import Contribution, MergePlan, Step
@@ -30,6 +30,8 @@ from obm_format.merge.survey import NO_SURVEY, Survey
 from obm_format.merge.windows import Values, window_looks
 from obm_format.model import SignParams, TensorSpec
 from obm_format.taskvector import check_finite_words
+
+_MAPPED_PIECES = 4  # looked at together where they lie in a map: each call that counts begins a table of its own
 
 
 class Target(Protocol):
@@ -89,6 +91,7 @@ class _Maker:
         self._step, self._inputs, self._target, self._meter, self._check = step, inputs, target, meter, check
         self._kernels, self._plan = inputs.kernels, inputs.plan
         self._figures = Figures()
+        self._sample = Sample(self._figures, inputs.kernels)
         self._base: Words | None = None
         self._hash = hashlib.sha256()
         self._seen = 0
@@ -110,6 +113,8 @@ class _Maker:
             raise
         self._check_base()
         self._release()
+        with self._meter.phase("measure"):
+            self._sample.count()
         return self._figures
 
     # --- the backbone ---------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ class _Maker:
         def windows() -> Iterator[tuple[int, Values]]:
             expert = self._inputs.experts[one.participant]
             source = pieces_of(expert, one.record, self._base, rows, self._kernels, is_look=True)
-            for span in self._spans(base.numel, cols):
+            for span in self._spans(base.numel, cols, _MAPPED_PIECES if isinstance(expert, DenseFineTune) else 1):
                 shape = (span.size // cols, cols) if rows else (1, span.size)
                 words, operand = self._read(span), source.operand(span, shape)
                 for start, values in window_looks(operand, words.reshape(shape), base.dtype, self._kernels):
@@ -309,10 +314,10 @@ class _Maker:
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
-    def _spans(self, numel: int, cols: int) -> Iterator[Span]:
-        """The elements in pieces of whole rows."""
+    def _spans(self, numel: int, cols: int, pieces: int = 1) -> Iterator[Span]:
+        """The elements in so many pieces at a time, of whole rows."""
         row_nbytes = self._step.spec.dtype.itemsize * cols
-        size = max(1, self._inputs.piece_nbytes // row_nbytes) * cols
+        size = max(1, pieces * self._inputs.piece_nbytes // row_nbytes) * cols
         for start in range(0, numel, size):
             self._check()
             yield Span(start, min(numel, start + size))
@@ -360,4 +365,4 @@ class _Maker:
                     for one, operand in brought
                 ],
             )
-            count_operands(self._figures, piece, self._kernels)
+            self._sample.add(piece)

@@ -55,7 +55,7 @@ class Server:
     wrong_credentials: Throttle
 
 
-SEND_NBYTES = MIB  # how much of a body is gathered before it goes to the disk
+SEND_NBYTES = MIB // 4  # how much of a body is gathered before it goes to the disk; each upload holds three of these
 
 
 def make_server(

@@ -1,4 +1,4 @@
-"""Find backbones and experts among what a caller may read, a page at a time, the latest first."""
+"""Find repositories, backbones and experts among what a caller may read, a page at a time, the latest first."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ def find_experts(
             before,
             min(limit, MAX_PAGE),
         )
+
+
+def find_repositories(registry: Registry, caller: Caller, *, after: str, limit: int) -> list[str]:
+    """Names of repositories that a caller may pull from, in order, behind `after`, at most `limit`."""
+    found: list[str] = []
+    with registry.catalog.read() as session:
+        while len(found) < limit:
+            page = session.names.repositories(after=after)
+            found += [name for name in page if may(session, caller, PULL, name)]
+            if not page:
+                break
+            after = page[-1]
+    return found[:limit]
 
 
 def find_backbones(

@@ -220,3 +220,37 @@ def test_a_service_that_refuses_leaves_what_has_come(s3: str, tmp_path: Path) ->
             shut.finish(key)
         assert caught.value.reason == "denied"
         assert b"".join(shut.read(key)) == b"x"
+
+
+class CountedParts:
+    """In place of boto3's client: notes the sizes of parts, keeps no bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def create_multipart_upload(self, **_: object) -> dict[str, str]:
+        return {"UploadId": "u"}
+
+    def upload_part(self, *, PartNumber: int, Body: bytes, **_: object) -> dict[str, str]:  # noqa: N803 - boto3's names
+        assert PartNumber == len(self.sizes) + 1
+        self.sizes.append(len(Body))
+        return {"ETag": str(PartNumber)}
+
+    def complete_multipart_upload(self, **_: object) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(("nbytes", "largest"), [(10_000, 1), (10_001, 2), (25_000, 3)])
+def test_i09_a_blob_never_takes_more_parts_than_there_may_be(
+    shelf: S3Blobs, monkeypatch: pytest.MonkeyPatch, nbytes: int, largest: int
+) -> None:
+    """At a scale of 1 byte for 16 MiB."""
+    monkeypatch.setattr(bucket, "PART_NBYTES", 1)
+    parts = CountedParts()
+    monkeypatch.setattr(shelf._bucket, "_s3", parts)
+    shelf._bucket.put_sized("x", iter([bytes(nbytes)]), nbytes)
+    assert len(parts.sizes) <= 10_000
+    assert (sum(parts.sizes), max(parts.sizes)) == (nbytes, largest)

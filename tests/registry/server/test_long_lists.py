@@ -10,7 +10,9 @@ import pytest
 from client_parts import log_in, open_there
 from registry_pushes import BY_TESTER, REPO, manifest_body, push_blob
 from registry_server import RunningServer, next_page, running_server
+from sqlalchemy import insert
 
+from obm_registry.catalog import tables
 from obm_registry.manifest.oci import Descriptor, digest_of
 from obm_registry.server.home import open_home
 from obm_registry.service.publish import put_manifest
@@ -84,3 +86,18 @@ def test_ten_thousand_of_everything_are_listed_once(tmp_path: Path) -> None:
             assert len(store.tags(REPO)) == MANY
             assert {row.digest for row in store.referrers(REPO, subject.digest, "application/x.thing")} == set(sent)
             assert len(store.repositories()) == N_REPOSITORIES + 1
+
+
+@pytest.mark.slow
+def test_i11_a_hundred_thousand_repositories_are_listed_once(tmp_path: Path) -> None:
+    home, many = tmp_path / "home", 100_000
+    names = [f"acme/r{i:06}" for i in range(many)]
+    with open_home(home) as registry, registry.catalog.write() as session:
+        first = session.names.ensure_repository(names[0], "acme", 1)
+        values = [{"namespace_id": first.namespace.id, "name": name, "created_at": 1} for name in names[1:]]
+        session.connection.execute(insert(tables.repository), values)
+    with running_server(home) as server:
+        client = server.client()
+        assert list(rows(client, "/v2/_catalog", "repositories", most=1000)) == names
+        reader = server.client(server.token("reader", {"other": "reader"}))
+        assert reader.get("/v2/_catalog").json()["repositories"] == []

@@ -1,4 +1,4 @@
-"""A server whose bytes lie in a bucket: who is sent there, with what, and who is not."""
+"""A server whose bytes lie in a bucket: who is sent there, with what (S-27), and who is not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shelved(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
         yield server
 
 
-def test_a_pull_is_sent_to_the_bucket_after_the_check_of_access(shelved: RunningServer, s3: str) -> None:
+def test_s27_a_pull_is_sent_to_the_bucket_after_the_check_of_access(shelved: RunningServer, s3: str) -> None:
     admin, data = shelved.client(), os.urandom(100_000)
     digest = push_blob(admin, REPOSITORY, data)
     path = f"/v2/{REPOSITORY}/blobs/{digest}"

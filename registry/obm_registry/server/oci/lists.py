@@ -8,11 +8,10 @@ from starlette.responses import Response
 from obm_format.errors import RegistryError
 from obm_registry.manifest.oci import IMAGE_INDEX, descriptor_object
 from obm_registry.refs import parse_digest, printable
-from obm_registry.server.credentials import Unauthorized, allows, authorize, identify
+from obm_registry.server.credentials import Unauthorized, authorize, identify
 from obm_registry.server.replies import in_thread, json_reply, next_link, page_size, server_of
-from obm_registry.server.settings import Server
-from obm_registry.service import lookup
-from obm_registry.service.access import PULL, Caller
+from obm_registry.service import lookup, search
+from obm_registry.service.access import PULL
 
 REFERRERS_PAGE = 50
 
@@ -46,21 +45,11 @@ async def catalog(request: Request) -> Response:
     if who.caller.is_anonymous and not who.caller.strangers:
         raise Unauthorized("this takes a token", scope="registry:catalog:*")
     last = request.query_params.get("last", "")
-    found = await in_thread(_readable, server_of(request), who.owner, last, size + 1)
+    registry = server_of(request).registry
+    found = await in_thread(search.find_repositories, registry, who.owner, after=last, limit=size + 1)
     page = found[:size]
     more = next_link(request, n=size, last=page[-1]) if page and len(found) > size else None
     return json_reply({"repositories": page}, headers=more)
-
-
-def _readable(server: Server, caller: Caller, after: str, limit: int) -> list[str]:
-    found: list[str] = []
-    while len(found) < limit:
-        page = lookup.list_repositories(server.registry, after=after)
-        if not page:
-            break
-        found += [name for name in page if allows(server, caller, PULL, name)]
-        after = page[-1]
-    return found[:limit]
 
 
 async def referrers(request: Request) -> Response:

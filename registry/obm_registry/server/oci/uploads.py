@@ -149,7 +149,7 @@ async def _receive(request: Request, upload: Upload) -> int:
 
 
 class _Writer:
-    """Hands a body to a thread a MiB at a time, and gathers the next while one is hashed and written."""
+    """Hands a body to a thread in batches of `SEND_NBYTES`, and gathers the next while one is hashed and written."""
 
     def __init__(self, receiver: uploads.Receiver) -> None:
         self._receiver = receiver

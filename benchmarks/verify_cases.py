@@ -1,9 +1,10 @@
-"""Full verification of an expert file against SHA-256 alone, on the same bytes in memory and as many threads."""
+"""Reading a file: all of it against SHA-256 alone on as many threads, and a long header against `json.loads` alone."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,31 @@ from pathlib import Path
 
 import numpy as np
 from harness import Case
+from kernel_cases import COLS, ROWS
 
 from obm_format import open_expert
 from obm_format.codecs import raw
+from obm_format.container import encode_header, parse_header
 from obm_format.expert import ExpertWriter
 from obm_format.kernels.words import Words
-from obm_format.model import BackboneId, DType, Kind, Mode, TensorSpec
+from obm_format.layout import pool_sizes
+from obm_format.model import (
+    AlphaLayout,
+    AlphaRule,
+    BackboneId,
+    DType,
+    Granularity,
+    Kind,
+    Manifest,
+    Mode,
+    Pool,
+    SignParams,
+    TensorRecord,
+    TensorSpec,
+)
 
 TENSORS, NUMEL = 12, 1 << 24  # 32 MiB each
+RECORDS = 50_000
 
 
 def write_expert(path: Path) -> None:
@@ -64,4 +82,37 @@ def verify_case(threads: int) -> Case:
     )
 
 
-CASES: dict[str, Callable[[int], Case]] = {"verify": verify_case}
+def long_header() -> bytes:
+    """A header of many 1-bit tensors, with every parameter written out."""
+    alpha = AlphaLayout(granularity=Granularity.GROUP, group=128, rule=AlphaRule.PROJ, gain="0.5", dtype=DType.F32)
+    params = SignParams(alpha=alpha, rows=ROWS, planes=2)
+    names = [f"model.layers.{place:05}.mlp.gate_proj.weight" for place in range(RECORDS)]
+    specs = [TensorSpec(name, DType.BF16, (ROWS, COLS)) for name in names]
+    records = tuple(TensorRecord(spec=spec, base=spec, mode=Mode.DELTA, params=params) for spec in specs)
+    backbone = BackboneId(fingerprint="0" * 64, n_tensors=RECORDS, n_params=RECORDS * ROWS * COLS)
+    manifest = Manifest(kind=Kind.TASK_VECTOR, task="bench", position="linear", backbone=backbone, tensors=records)
+    sizes = {name: nbytes for name, nbytes in pool_sizes(manifest).items() if nbytes}
+    return encode_header(manifest, {name: Pool(nbytes=nbytes, sha256=bytes(32)) for name, nbytes in sizes.items()})
+
+
+def header_case(_threads: int) -> Case:
+    """Parse and check a header of 50,000 records; the limit makes objects of the same texts and checks nothing."""
+    head = long_header()
+
+    def same() -> bool:
+        header = parse_header(head, file_nbytes=None)
+        return encode_header(header.manifest, header.pools) == head
+
+    return Case(
+        dtype="-",
+        kernel="python",
+        nbytes=len(head),
+        check=same,
+        run=lambda _: parse_header(head, file_nbytes=None),
+        limit=lambda: json.loads(json.loads(head[8:])["__metadata__"]["obm"]),
+        limit_name="json",
+        output="fresh",
+    )
+
+
+CASES: dict[str, Callable[[int], Case]] = {"verify": verify_case, "header-50k": header_case}

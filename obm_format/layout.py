@@ -7,8 +7,9 @@ the other. Never touches bytes of a file. Source: obm-1 clauses 6 to 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from obm_format.model import (
     CHUNK_NBYTES,
@@ -30,8 +31,7 @@ from obm_format.model import (
 SPARSE_BLOCK = 65_536  # obm-1 clause 6.8: elements per position block
 
 
-@dataclass(frozen=True, slots=True)
-class PartLayout:
+class PartLayout(NamedTuple):
     """One part before it has a place in the file.
 
     Args:
@@ -75,6 +75,11 @@ def columns(record: TensorRecord, rows: int) -> int:
     return record.encoded_numel // rows if rows else 0
 
 
+def _packed_nbytes(numel: int, rows: int, bits: int) -> int:
+    """Bytes of `numel` codes in `rows` rows (clause 6.2)."""
+    return rows * packed_row_nbytes(numel // rows if rows else 0, bits)
+
+
 def packed_row_nbytes(cols: int, bits: int) -> int:
     """Bytes of one row of `cols` codes of `bits` bits: rows end on a byte (clause 6.2)."""
     return (cols * bits + 7) // 8
@@ -108,37 +113,34 @@ def alpha_nbytes(record: TensorRecord) -> int:
 
 def part_layouts(record: TensorRecord) -> list[PartLayout]:
     """The parts of a record in file order; parts of zero bytes do not exist (clause 6, table of parts)."""
-    layouts = list(_encoding_parts(record))
+    layouts = _encoding_parts(record, record.encoded_numel)
     if record.grown_rows:
         row_nbytes = math.prod(record.spec.shape[1:]) * record.spec.dtype.itemsize
         layouts.append(PartLayout("tail", record.grown_rows * row_nbytes))
     return [layout for layout in layouts if layout.nbytes]
 
 
-def _encoding_parts(record: TensorRecord) -> Iterator[PartLayout]:
-    numel = record.encoded_numel
+def _encoding_parts(record: TensorRecord, numel: int) -> list[PartLayout]:
     match record.params:
-        case RawParams(value_dtype=dtype, zstd_nbytes=None):
-            yield PartLayout("data", numel * dtype.itemsize)
-        case RawParams(value_dtype=dtype, zstd_nbytes=int(nbytes)):
-            yield PartLayout("data", nbytes, numel * dtype.itemsize)
-        case XdeltaParams(zstd_nbytes=nbytes):
-            yield PartLayout("data", nbytes, numel * record.spec.dtype.itemsize)
         case SignParams(rows=rows, planes=planes):
-            nbytes = rows * packed_row_nbytes(columns(record, rows), 1)
-            for plane in range(planes):
-                yield PartLayout(f"bits{plane}", nbytes)
+            nbytes = _packed_nbytes(numel, rows, 1)
+            return [PartLayout(f"bits{plane}", nbytes) for plane in range(planes)]
+        case XdeltaParams(zstd_nbytes=nbytes):
+            return [PartLayout("data", nbytes, numel * record.spec.dtype.itemsize)]
+        case RawParams(value_dtype=dtype, zstd_nbytes=None):
+            return [PartLayout("data", numel * dtype.itemsize)]
+        case RawParams(value_dtype=dtype, zstd_nbytes=int(nbytes)):
+            return [PartLayout("data", nbytes, numel * dtype.itemsize)]
         case TernParams(rows=rows):
-            nbytes = rows * packed_row_nbytes(columns(record, rows), 1)
-            yield PartLayout("bits0", nbytes)
-            yield PartLayout("mask", nbytes)
+            nbytes = _packed_nbytes(numel, rows, 1)
+            return [PartLayout("bits0", nbytes), PartLayout("mask", nbytes)]
         case AffineParams(bits=bits, rows=rows) | RtvqParams(bits=bits, rows=rows):
-            yield PartLayout("codes", rows * packed_row_nbytes(columns(record, rows), bits))
+            return [PartLayout("codes", _packed_nbytes(numel, rows, bits))]
         case SparseParams(nnz=nnz, value_dtype=dtype):
-            if nnz:
-                yield PartLayout("counts", -(-numel // SPARSE_BLOCK) * 4)
-            yield PartLayout("index", nnz * 2)
-            yield PartLayout("values", nnz * dtype.itemsize)
+            counts = PartLayout("counts", -(-numel // SPARSE_BLOCK) * 4 if nnz else 0)
+            return [counts, PartLayout("index", nnz * 2), PartLayout("values", nnz * dtype.itemsize)]
+        case _:
+            return []
 
 
 def frame_count(raw_nbytes: int) -> int:
@@ -158,16 +160,22 @@ def leading_digest_count(record: TensorRecord) -> int:
     return (record.base is not None) + record.is_exact
 
 
-def pool_sizes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of each pool, by name; absent pools have 0 (clauses 7.3 to 7.5 and 8)."""
+def pool_sizes(manifest: Manifest, layouts: Sequence[Sequence[PartLayout]] | None = None) -> dict[str, int]:
+    """Bytes of each pool, by name; absent pools have 0 (clauses 7.3 to 7.5 and 8).
+
+    Args:
+        manifest: the manifest.
+        layouts: the parts of each of its records, where they are at hand.
+    """
     digests = alphas = frames = sums = 0
-    for record in manifest.tensors:
-        layouts = part_layouts(record)
-        digests += 32 * (leading_digest_count(record) + len(layouts))
+    for record, parts in zip(manifest.tensors, layouts or map(part_layouts, manifest.tensors), strict=True):
+        digests += 32 * (leading_digest_count(record) + len(parts))
         alphas += alpha_nbytes(record)
-        for layout in layouts:
-            frames += 36 * frame_count(layout.raw_nbytes) if layout.raw_nbytes is not None else 0
-            sums += 32 * sum_count(layout)
+        for part in parts:
+            if part.raw_nbytes is not None:
+                frames += 36 * frame_count(part.raw_nbytes)
+            else:
+                sums += 32 * sum_count(part)
     for attachment in manifest.attachments:
         digests += 32
         sums += 32 * sum_count(PartLayout("", attachment.nbytes))

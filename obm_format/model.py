@@ -36,15 +36,11 @@ class DType(enum.Enum):
     I64 = ("I64", 8, False)
     F64 = ("F64", 8, False)
 
-    @property
-    def itemsize(self) -> int:
+    def __init__(self, _: str, itemsize: int, is_float: bool) -> None:
+        self.itemsize = itemsize
         """Bytes of one element."""
-        return self.value[1]
-
-    @property
-    def is_float(self) -> bool:
+        self.is_float = is_float
         """Whether obm computes with this dtype (F16, BF16, F32); the others are only carried, bit for bit."""
-        return self.value[2]
 
     @property
     def holds_reals(self) -> bool:
@@ -234,9 +230,7 @@ class TensorRecord:
     @property
     def encoded_shape(self) -> tuple[int, ...]:
         """The shape that the encoding covers: less than `spec.shape` where a vocabulary grew (clause 5.6)."""
-        if self.grown_rows and self.base is not None:
-            return self.base.shape
-        return self.spec.shape
+        return self.base.shape if self.base is not None and self.mode is Mode.DELTA else self.spec.shape
 
     @property
     def encoded_numel(self) -> int:

@@ -24,8 +24,8 @@ _UNUSUAL_ESCAPE = re.compile(r'\\[^"]')  # once escaped backslashes are gone
 _WORDS = re.compile(r"(?:[\[\]{},: ]++|(?:true|false|0|[1-9][0-9]{0,15})(?![-+.\w]))*+")
 _NUMBER_LIKE = re.compile(r"[-0-9]")
 _LARGE_NUMBER = re.compile(r"[0-9]{16}")
-_NOT_BRACKET = re.compile(r"[^\[\]{}]+")
-_STEP: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
+_STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in _STEP)
 
 
 def encode_canonical(value: object) -> str:
@@ -72,7 +72,7 @@ def parse_canonical(text: bytes, limits: Limits, where: str) -> object:
 def _check_skeleton(skeleton: str, limits: Limits, where: str) -> None:
     """Check all that lies outside strings, before objects are made of it."""
     _check_count(skeleton.count(",") + skeleton.count("[") + skeleton.count("{"), limits, where)
-    brackets = _NOT_BRACKET.sub("", skeleton)
+    brackets = skeleton.encode("latin-1").translate(None, _NO_BRACKETS)
     # obm-1 clause 3.1: nesting
     if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > limits.json_depth:
         raise FormatError("json_depth", "nested too deeply", where=where, expected=f"at most {limits.json_depth}")

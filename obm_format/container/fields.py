@@ -5,6 +5,7 @@ What is missing, unknown or of the wrong type is refused. Source: obm-1 clauses 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 from obm_format.errors import FormatError
@@ -27,20 +28,24 @@ def typed(value: object, kind: type[T], where: str) -> T:
         FormatError: it is of another type (reason `manifest_field`).
     """
     if type(value) is not kind:
-        raise FormatError(
-            "manifest_field",
-            f"the value is not {_TYPE_NAMES[kind]}",
-            where=where,
-            got=_TYPE_NAMES.get(type(value), "nothing"),
-        )
+        raise mistyped(value, kind, where)
     return value
+
+
+def mistyped(value: object, kind: type, where: str) -> FormatError:
+    """The error for a value that is not of the JSON type `kind`."""
+    got = _TYPE_NAMES.get(type(value), "nothing")
+    return FormatError("manifest_field", f"the value is not {_TYPE_NAMES[kind]}", where=where, got=got)
 
 
 class Fields:
     """One JSON object, read field by field.
 
+    A field that was written with its default is taken out of the object, so that an object that was read is in
+    canonical form, and the text that it came from was not if writing it again gives another one (obm-1 clause 4.2).
+
     Args:
-        value: what was parsed.
+        value: what was parsed: nothing in it is None.
         where: what messages call the object.
         known: every key that the object may have.
 
@@ -70,52 +75,61 @@ class Fields:
         """What messages call the field `key`."""
         return f"{self.where}.{key}" if self.where else key
 
-    def _get(self, key: str, kind: type[T], default: T | None) -> T:
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """A value of the JSON type `kind`; without a default the field is required."""
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not kind:
+            raise self._mistyped(key, kind)
+        if value == default:
+            del self._values[key]
+        return value
+
+    def _mistyped(self, key: str, kind: type) -> FormatError:
         if key in self._values:
-            return typed(self._values[key], kind, self.path(key))
-        if default is None:
-            raise FormatError("manifest_field", "a required field is missing", where=self.path(key))
-        return default
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string; without a default the field is required."""
-        return self._get(key, str, default)
-
-    def number(self, key: str, default: int | None = None) -> int:
-        """An integer, at least 0; without a default the field is required."""
-        return self._get(key, int, default)
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        """True or false."""
-        return self._get(key, bool, default)
-
-    def array(self, key: str, default: list[object] | None = None) -> list[object]:
-        """An array; without a default the field is required."""
-        return self._get(key, list, default)
-
-    def numbers(self, key: str) -> tuple[int, ...]:
-        """A required array of integers."""
-        where = self.path(key)
-        return tuple([typed(item, int, where) for item in self.array(key)])
+            return mistyped(self._values[key], kind, self.path(key))
+        return FormatError("manifest_field", "a required field is missing", where=self.path(key))
 
     def texts(self, key: str) -> tuple[str, ...]:
         """An array of strings; empty by default."""
+        return self._all_typed(key, self.get(key, list, []), str)
+
+    def numbers(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """An array of integers; without a default the field is required."""
+        items = self.get(key, list, None if default is None else list(default))
+        return tuple(items) if set(map(type, items)) <= {int} else self._all_typed(key, items, int)
+
+    def _all_typed(self, key: str, items: list[object], kind: type[T]) -> tuple[T, ...]:
         where = self.path(key)
-        return tuple([typed(item, str, where) for item in self.array(key, [])])
+        return tuple([typed(item, kind, where) for item in items])
 
     def value(self, key: str) -> object:
         """A value of any type; an empty object by default."""
         return self._values.get(key, {})
 
-    def choice(self, key: str, allowed: frozenset[str], reason: str, default: str | None = None) -> str:
-        """A string out of `allowed`; another one is refused with `reason`."""
-        text = self.text(key, default)
-        if text not in allowed:
-            raise FormatError(
-                reason,
-                "there is no such value",
-                where=self.path(key),
-                expected=" | ".join(sorted(allowed)),
-                got=ascii(text[:80]),
-            )
-        return text
+    def settle(self, key: str) -> None:
+        """Take out an object that is empty by default, once it has been read and nothing is left of it."""
+        if self._values.get(key) == {}:
+            del self._values[key]
+
+    def choice(self, key: str, allowed: Mapping[str, T], reason: str, default: T | None = None) -> T:
+        """What a string out of `allowed` stands for; another one is refused with `reason`."""
+        text = self._values.get(key)
+        if text is None and default is not None:
+            return default
+        if type(text) is not str:
+            raise self._mistyped(key, str)
+        chosen = allowed.get(text)
+        if chosen is None:
+            expected = " | ".join(sorted(allowed))
+            raise self.refuse(key, "there is no such value", expected=expected, got=ascii(text[:80]), reason=reason)
+        if chosen == default:
+            del self._values[key]
+        return chosen
+
+    def refuse(
+        self, key: str, message: str, *, expected: object, got: object, reason: str = "bad_params"
+    ) -> FormatError:
+        """The error for a value outside its range."""
+        return FormatError(reason, message, where=self.path(key), expected=expected, got=got)

@@ -33,7 +33,8 @@ VERSION: Final = "1.0"
 FIRST_READ_NBYTES: Final = 65_536  # obm-1 clause 3.2
 _LENGTH_NBYTES: Final = 8
 _START: Final = b'{"__metadata__":{"format":"obm","obm_version":"'
-_MANIFEST = re.compile(re.escape(_START) + rb'[0-9.]++","obm":("[^"\\]*+(?:\\.[^"\\]*+)*+")}')
+_BEFORE_MANIFEST = re.compile(re.escape(_START.decode()) + r'[0-9.]++","obm":(?=")')
+_JSON: Final = json.JSONDecoder()
 _VERSION = re.compile(rb'(1\.(?:0|[1-9][0-9]{0,8}))"')
 
 
@@ -133,23 +134,31 @@ def parse_header(head: bytes, *, file_nbytes: int | None, limits: Limits = DEFAU
     if len(head) < nbytes:
         raise FormatError("truncated", "the header is cut short", expected=f"{nbytes} bytes", got=f"{len(head)} bytes")
     head = bytes(head[:nbytes])
-    manifest, pools, entries = _content(head, limits)
-    parts = place_parts(entries, nbytes)
-    end = max((part.offset + part.padded_nbytes for part in parts.values()), default=nbytes)
+    content = _content(head, limits)
+    parts = place_parts(content.entries, nbytes)
+    last = next(reversed(parts.values()), None)
+    end = nbytes if last is None else last.offset + last.padded_nbytes
     if file_nbytes is not None:
         _check_file_size(file_nbytes, end)
     return Header(
         id=artifact_id(head),
         nbytes=nbytes,
         version=_version_of(head),
-        manifest=manifest,
-        pools=pools,
+        manifest=content.manifest,
+        pools=content.pools,
         parts=parts,
         file_nbytes=end,
     )
 
 
-_Content = tuple[Manifest, dict[str, Pool], list[Entry]]
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a header says, and the JSON text of the manifest, which the header holds if it is canonical."""
+
+    manifest: Manifest
+    pools: dict[str, Pool]
+    entries: list[Entry]
+    text: str
 
 
 def _content(head: bytes, limits: Limits) -> _Content:
@@ -158,11 +167,13 @@ def _content(head: bytes, limits: Limits) -> _Content:
     A sound header is the one byte image of its manifest (obm-1 clause 4.3), so reading the manifest and
     comparing bytes recognises it. The part table is parsed only to find out what is wrong with any other.
     """
-    found = _MANIFEST.match(head, _LENGTH_NBYTES)
-    if found:
-        with suppress(FormatError):
-            content = _interpret(parse_canonical(found[1], limits, "header"), limits)
-            if _encode(*content, _version_of(head)) == head:
+    header = head[_LENGTH_NBYTES:].decode("latin-1")
+    before = _BEFORE_MANIFEST.match(header)
+    if before:
+        with suppress(FormatError, ValueError):
+            text, _ = _JSON.raw_decode(header, before.end())
+            content = _interpret(text, limits)
+            if _image(content.text, content.entries, _version_of(head)) == head:
                 return content
     return _content_in_order(head, limits)
 
@@ -173,17 +184,18 @@ def _content_in_order(head: bytes, limits: Limits) -> _Content:
     # The frame begins with a brace, so the root is an object, and with the key `__metadata__`.
     table = dict(cast(Mapping[str, object], tree))
     content = _interpret(_manifest_text(table.pop("__metadata__")), limits)
-    check_table(table, content[2])
-    if _encode(*content, _version_of(head)) != head:
+    check_table(table, content.entries)
+    if _image(content.text, content.entries, _version_of(head)) != head:
         raise FormatError("not_canonical", "the header is not the canonical byte image of its content", where="header")
     return content
 
 
 def _interpret(text: object, limits: Limits) -> _Content:
-    manifest, pools = parse_manifest(parse_canonical(str(text).encode(), limits, "manifest"), limits)
+    tree = parse_canonical(str(text).encode(), limits, "manifest")
+    manifest, pools = parse_manifest(tree, limits)
     entries = part_entries(manifest, limits)
     check_pools(pools, entries)
-    return manifest, pools, entries
+    return _Content(manifest, pools, entries, encode_canonical(tree))
 
 
 def _manifest_text(metadata: object) -> str:
@@ -231,13 +243,15 @@ def encode_header(manifest: Manifest, pools: Mapping[str, Pool], limits: Limits 
     Raises:
         FormatError: more parts than the limit (reason `limit_exceeded`).
     """
-    return _encode(manifest, pools, part_entries(manifest, limits), VERSION)
+    text = encode_canonical(manifest_object(manifest, pools))
+    return _image(text, part_entries(manifest, limits), VERSION)
 
 
-def _encode(manifest: Manifest, pools: Mapping[str, Pool], entries: list[Entry], version: str) -> bytes:
+def _image(manifest: str, entries: list[Entry], version: str) -> bytes:
+    """The bytes of the header with this manifest, which is canonical JSON."""
     # obm-1 clauses 2.4, 2.5: these objects have a fixed order of keys.
-    manifest_text = json.dumps(encode_canonical(manifest_object(manifest, pools)))
-    text = f'{_START.decode()}{version}","obm":{manifest_text}}}{table_text(entries)}}}'.encode("ascii", "replace")
+    metadata = f'{_START.decode()}{version}","obm":{json.dumps(manifest)}}}'
+    text = f"{metadata}{table_text(entries)}}}".encode("ascii", "replace")
     length = len(text) + -(_LENGTH_NBYTES + len(text)) % ALIGNMENT
     return length.to_bytes(_LENGTH_NBYTES, "little") + text.ljust(length)
 

@@ -49,15 +49,16 @@ _KEYS: Final = frozenset(
     {"alias", "attach", "backbone", "ext", "kind", "pools", "position", "prefix"}
     | {"refs", "removed", "requires", "router", "task", "tensors"}
 )
-_KINDS: Final = frozenset(kind.value for kind in Kind)
-_SIDES: Final = frozenset({"tuned", "backbone"})
+_KINDS: Final = {kind.value: kind for kind in Kind}
+_SIDES: Final = {side: side for side in ("tuned", "backbone")}
 
 
 def parse_manifest(value: object, limits: Limits) -> tuple[Manifest, dict[str, Pool]]:
     """Parse and check a manifest.
 
     Args:
-        value: what `parse_canonical` gave.
+        value: what `parse_canonical` gave; fields that have their defaults are taken out of it, so that it is what
+            `manifest_object` makes of the result.
         limits: bounds on what is accepted.
 
     Returns:
@@ -70,12 +71,12 @@ def parse_manifest(value: object, limits: Limits) -> tuple[Manifest, dict[str, P
     # First, because a file that needs an unknown feature may hold anything.
     requires = _requires(typed(value, dict, "manifest"))
     fields = Fields(value, "", _KEYS)
-    kind = Kind(fields.choice("kind", _KINDS, "manifest_field"))
+    kind = fields.choice("kind", _KINDS, "manifest_field")
     tensors = _tensors(fields, limits)
     manifest = Manifest(
         kind=kind,
-        task=grammatical(fields.text("task", ""), TASK, "task"),
-        position=grammatical(fields.text("position", "none"), POSITION, "position"),
+        task=grammatical(fields.get("task", str, ""), TASK, "task"),
+        position=grammatical(fields.get("position", str, "none"), POSITION, "position"),
         backbone=_backbone(fields),
         tensors=tensors,
         aliases=_aliases(fields, tensors, limits),
@@ -108,9 +109,9 @@ def _requires(tree: dict[str, object]) -> tuple[str, ...]:
 
 
 def _tensors(fields: Fields, limits: Limits) -> tuple[TensorRecord, ...]:
-    items = fields.array("tensors")
+    items = fields.get("tensors", list)
     # obm-1 clause 3.1, before any record is made
-    count = len(items) + len(fields.array("alias", [])) + len(fields.array("removed", []))
+    count = len(items) + len(fields.get("alias", list, [])) + len(fields.get("removed", list, []))
     if count > limits.tensors:
         raise FormatError(
             "limit_exceeded",
@@ -125,20 +126,20 @@ def _tensors(fields: Fields, limits: Limits) -> tuple[TensorRecord, ...]:
 def _backbone(fields: Fields) -> BackboneId:
     known = frozenset({"architecture", "fingerprint", "n_params", "n_tensors"})
     backbone = Fields(fields.value("backbone"), "backbone", known)
-    fingerprint = backbone.text("fingerprint")
+    fingerprint = backbone.get("fingerprint", str)
     check_digest(fingerprint, "backbone.fingerprint")
     return BackboneId(
         fingerprint=fingerprint,
-        n_tensors=backbone.number("n_tensors"),
-        n_params=backbone.number("n_params"),
-        architecture=grammatical(backbone.text("architecture", ""), ARCHITECTURE, "backbone.architecture"),
+        n_tensors=backbone.get("n_tensors", int),
+        n_params=backbone.get("n_params", int),
+        architecture=grammatical(backbone.get("architecture", str, ""), ARCHITECTURE, "backbone.architecture"),
     )
 
 
 def _aliases(fields: Fields, tensors: tuple[TensorRecord, ...], limits: Limits) -> tuple[tuple[str, str], ...]:
     targets = {record.name for record in tensors}
     aliases: list[tuple[str, str]] = []
-    for item in fields.array("alias", []):
+    for item in fields.get("alias", list, []):
         pair = typed(item, list, "alias")
         if len(pair) != 2:
             raise FormatError("manifest_field", "an alias is a pair", where="alias", got=f"{len(pair)} items")
@@ -166,12 +167,12 @@ def _prefix(fields: Fields) -> Prefix | None:
     prefix = Fields(fields.value("prefix"), "prefix", frozenset({"side", "text"}))
     return Prefix(
         side=prefix.choice("side", _SIDES, "manifest_field"),
-        text=grammatical(prefix.text("text"), PREFIX, "prefix.text"),
+        text=grammatical(prefix.get("text", str), PREFIX, "prefix.text"),
     )
 
 
 def _attachments(fields: Fields, limits: Limits) -> tuple[Attachment, ...]:
-    items = fields.array("attach", [])
+    items = fields.get("attach", list, [])
     # obm-1 clause 3.1
     if len(items) > limits.attachments:
         raise FormatError(
@@ -182,8 +183,8 @@ def _attachments(fields: Fields, limits: Limits) -> tuple[Attachment, ...]:
 
 def _attachment(item: object, where: str, limits: Limits) -> Attachment:
     fields = Fields(item, where, frozenset({"name", "nbytes"}))
-    name = check_attachment_name(fields.text("name"), where)
-    nbytes = fields.number("nbytes")
+    name = check_attachment_name(fields.get("name", str), where)
+    nbytes = fields.get("nbytes", int)
     # obm-1 clause 3.1
     if nbytes > limits.attachment_nbytes:
         raise FormatError(
@@ -213,9 +214,9 @@ def _router(fields: Fields, kind: Kind) -> RouterInfo | None:
     if kind is not Kind.ROUTER:
         return None
     router = Fields(fields.value("router"), "router", frozenset({"max_tokens", "routes"}))
-    router.array("routes")
+    router.get("routes", list)
     routes = tuple([grammatical(route, ROUTE, "router.routes") for route in router.texts("routes")])
-    max_tokens = router.number("max_tokens")
+    max_tokens = router.get("max_tokens", int)
     if not routes or len(set(routes)) != len(routes) or not max_tokens:
         raise FormatError(
             "manifest_field",
@@ -240,17 +241,19 @@ def _ext(fields: Fields, limits: Limits) -> dict[str, object]:
             expected=f"at most {limits.ext_nbytes}",
             got=nbytes,
         )
+    fields.settle("ext")
     return ext
 
 
 def _pools(fields: Fields) -> dict[str, Pool]:
     pools = Fields(fields.value("pools"), "pools", frozenset(POOL_NAMES))
+    fields.settle("pools")
     return {name: _pool(pools.value(name), pools.path(name)) for name in POOL_NAMES if name in pools}
 
 
 def _pool(value: object, where: str) -> Pool:
     fields = Fields(value, where, frozenset({"nbytes", "sha256"}))
-    return Pool(nbytes=fields.number("nbytes"), sha256=check_digest(fields.text("sha256"), fields.path("sha256")))
+    return Pool(nbytes=fields.get("nbytes", int), sha256=check_digest(fields.get("sha256", str), fields.path("sha256")))
 
 
 def _check_names(manifest: Manifest) -> None:

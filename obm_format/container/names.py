@@ -20,8 +20,8 @@ FEATURE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 VENDOR_KEY = re.compile(r"[a-z0-9-]+\.[a-z0-9_.-]+")
 PREFIX = re.compile(r"[A-Za-z0-9_.:/+-]{0,511}\.")
 POSITION = re.compile(r"[\x20-\x7e]{1,512}")
-_TENSOR = re.compile(r"[A-Za-z0-9_.:/+-]+")
-_NO_SEGMENT = frozenset({"", ".", ".."})
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.:+-]++"
+_TENSOR = re.compile(rf"(?!__metadata__\Z){_SEGMENT}(?:/{_SEGMENT})*+")
 _ATTACHMENT = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9_][A-Za-z0-9_.-]*\.(?:json|txt|jinja|model|md)")
 
 
@@ -48,8 +48,7 @@ def check_tensor_name(name: str, limits: Limits, where: str) -> str:
     Raises:
         FormatError: it is not (reason `bad_name`).
     """
-    good = len(name) <= limits.name_nbytes and _TENSOR.fullmatch(name) and name != "__metadata__"
-    if not good or not _NO_SEGMENT.isdisjoint(name.split("/")):
+    if len(name) > limits.name_nbytes or _TENSOR.fullmatch(name) is None:
         raise FormatError(
             "bad_name",
             "this is no tensor name",

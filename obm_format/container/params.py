@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Final
+from typing import Final, NamedTuple
 
 from obm_format.container.fields import Fields, typed
 from obm_format.errors import FormatError
@@ -38,51 +37,47 @@ from obm_format.model import (
 
 _GAIN = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,9})?")
 _ALPHA_KEYS: Final = frozenset({"alpha", "alpha_dtype", "blocks", "gain", "group", "rows", "rule"})
-_GRANULARITIES: Final = frozenset(item.value for item in Granularity)
-_RULES: Final = frozenset(item.value for item in AlphaRule)
-_VALUE_DTYPES: Final = frozenset({"F16", "BF16", "F32"})
-_ALPHA_DTYPES: Final = frozenset({"F16", "F32"})
+_GRANULARITIES: Final = {item.value: item for item in Granularity}
+_RULES: Final = {item.value: item for item in AlphaRule}
+_VALUE_DTYPES: Final = {item.name: item for item in (DType.F16, DType.BF16, DType.F32)}
+_ALPHA_DTYPES: Final = {item.name: item for item in (DType.F16, DType.F32)}
+DTYPES: Final = dict(DType.__members__)
+"""The dtypes by their names."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(NamedTuple):
     """What the parameters of a record are read against.
 
     Args:
         spec: the tensor that is rebuilt.
         mode: delta, replace or added.
         shape: what the encoding covers (clause 5.6).
-        where: what messages call the parameters.
     """
 
     spec: TensorSpec
     mode: Mode
     shape: tuple[int, ...]
-    where: str
 
     @property
     def numel(self) -> int:
         """Elements that the encoding covers."""
         return math.prod(self.shape)
 
-    def refuse(self, key: str, message: str, *, expected: object, got: object) -> FormatError:
-        """The error for a parameter outside its range."""
-        return FormatError("bad_params", message, where=f"{self.where}.{key}", expected=expected, got=got)
 
-
-def parse_params(encoding: str, value: object, setting: Setting) -> Params:
+def parse_params(encoding: str, value: object, setting: Setting, where: str) -> Params:
     """The parameters of one record.
 
     Args:
         encoding: a key of `ENCODINGS`.
-        value: the JSON object `params`, empty where it is left out.
+        value: the JSON object `params`, empty where it is left out; defaults are taken out of it.
         setting: the record.
+        where: what messages call the parameters.
 
     Raises:
         FormatError: `manifest_field` for missing, unknown or mistyped fields, `bad_params` for values.
     """
     keys, parse = ENCODINGS[encoding]
-    return parse(Fields(value, setting.where, keys), setting)
+    return parse(Fields(value, where, keys), setting)
 
 
 def _zero(_fields: Fields, _setting: Setting) -> Params:
@@ -95,9 +90,9 @@ def _raw(fields: Fields, setting: Setting) -> Params:
 
 
 def _sign1(fields: Fields, setting: Setting) -> Params:
-    planes = fields.number("planes", 1)
+    planes = fields.get("planes", int, 1)
     if not 1 <= planes <= 4:
-        raise setting.refuse("planes", "too few or too many planes", expected="1 to 4", got=planes)
+        raise fields.refuse("planes", "too few or too many planes", expected="1 to 4", got=planes)
     rows = _rows(fields, setting)
     return SignParams(alpha=_alpha(fields, setting, rows), rows=rows, planes=planes)
 
@@ -112,94 +107,91 @@ def _affine(fields: Fields, setting: Setting) -> Params:
 
 
 def _rtvq(fields: Fields, setting: Setting) -> Params:
-    return RtvqParams(bits=_bits(fields, setting), rows=_rows(fields, setting), ref=fields.number("ref", 0))
+    return RtvqParams(bits=_bits(fields, setting), rows=_rows(fields, setting), ref=fields.get("ref", int, 0))
 
 
 def _sparse(fields: Fields, setting: Setting) -> Params:
-    nnz = fields.number("nnz")
+    nnz = fields.get("nnz", int)
     # obm-1 clause 6.8
     if nnz > setting.numel:
-        raise setting.refuse("nnz", "more elements than there are", expected=f"at most {setting.numel}", got=nnz)
+        raise fields.refuse("nnz", "more elements than there are", expected=f"at most {setting.numel}", got=nnz)
     default = DType.F32 if setting.mode is Mode.DELTA else setting.spec.dtype
     return SparseParams(nnz=nnz, value_dtype=_value_dtype(fields, setting, default))
 
 
 def _xdelta(fields: Fields, setting: Setting) -> Params:
-    return XdeltaParams(zstd_nbytes=_zstd_nbytes(fields, setting), bucket=fields.flag("bucket", default=False))
+    return XdeltaParams(zstd_nbytes=_zstd_nbytes(fields, setting), bucket=fields.get("bucket", bool, False))
 
 
 def _zstd_nbytes(fields: Fields, setting: Setting) -> int:
-    nbytes = fields.number("zstd_nbytes")
+    nbytes = fields.get("zstd_nbytes", int)
     # obm-1 clause 2.3: a part of zero bytes does not exist, so it cannot be framed
     if nbytes == 0 or setting.numel == 0:
-        raise setting.refuse("zstd_nbytes", "an empty part is not framed", expected="at least 1", got=nbytes)
+        raise fields.refuse("zstd_nbytes", "an empty part is not framed", expected="at least 1", got=nbytes)
     return nbytes
 
 
 def _value_dtype(fields: Fields, setting: Setting, default: DType) -> DType:
     """Dtype of stored values: free only in mode delta (clause 6.5)."""
-    if "value_dtype" not in fields:
-        return default
-    if setting.mode is not Mode.DELTA:
+    if "value_dtype" in fields and setting.mode is not Mode.DELTA:
         raise FormatError("manifest_field", "only mode delta has this field", where=fields.path("value_dtype"))
-    return DType[fields.choice("value_dtype", _VALUE_DTYPES, "bad_params")]
+    return fields.choice("value_dtype", _VALUE_DTYPES, "bad_params", default)
 
 
 def _bits(fields: Fields, setting: Setting) -> int:
-    bits = fields.number("bits")
+    bits = fields.get("bits", int)
     if bits not in {2, 3, 4, 8}:
-        raise setting.refuse("bits", "no such width of codes", expected="2 | 3 | 4 | 8", got=bits)
+        raise fields.refuse("bits", "no such width of codes", expected="2 | 3 | 4 | 8", got=bits)
     return bits
 
 
 def _rows(fields: Fields, setting: Setting) -> int:
     """Rows of the matrix view: a product of leading dimensions (clause 6.1)."""
-    if "rows" not in fields:
-        return default_rows(setting.shape)
-    rows = fields.number("rows")
-    products = list(accumulate(setting.shape, mul, initial=1))
-    if rows not in products:
-        raise setting.refuse("rows", "not a product of leading dimensions", expected=products, got=rows)
+    default = default_rows(setting.shape)
+    rows = fields.get("rows", int, default)
+    if rows != default and rows not in accumulate(setting.shape, mul, initial=1):
+        products = list(accumulate(setting.shape, mul, initial=1))
+        raise fields.refuse("rows", "not a product of leading dimensions", expected=products, got=rows)
     return rows
 
 
 def _alpha(fields: Fields, setting: Setting, rows: int) -> AlphaLayout:
     """The alpha parameters (clauses 6.3 and 6.4)."""
-    granularity = Granularity(fields.choice("alpha", _GRANULARITIES, "bad_params", "matrix"))
-    gain = fields.text("gain", "1")
+    granularity = fields.choice("alpha", _GRANULARITIES, "bad_params", Granularity.MATRIX)
+    gain = fields.get("gain", str, "1")
     if _GAIN.fullmatch(gain) is None:
-        raise setting.refuse("gain", "not a decimal", expected=_GAIN.pattern, got=ascii(gain[:80]))
+        raise fields.refuse("gain", "not a decimal", expected=_GAIN.pattern, got=ascii(gain[:80]))
     return AlphaLayout(
         granularity=granularity,
         group=_group(fields, setting, granularity),
         blocks=_blocks(fields, setting, granularity, rows),
-        rule=AlphaRule(fields.choice("rule", _RULES, "bad_params", "mean")),
+        rule=fields.choice("rule", _RULES, "bad_params", AlphaRule.MEAN),
         gain=gain,
-        dtype=DType[fields.choice("alpha_dtype", _ALPHA_DTYPES, "bad_params", "F16")],
+        dtype=fields.choice("alpha_dtype", _ALPHA_DTYPES, "bad_params", DType.F16),
     )
 
 
 def _group(fields: Fields, setting: Setting, granularity: Granularity) -> int:
-    group = fields.number("group", 0)
+    group = fields.get("group", int, 0)
     if granularity is Granularity.GROUP:
         if group == 0 or group % 64:
-            raise setting.refuse("group", "no such group", expected="a positive multiple of 64", got=group)
+            raise fields.refuse("group", "no such group", expected="a positive multiple of 64", got=group)
     elif group:
-        raise setting.refuse("group", "only alpha `group` has groups", expected="no group", got=group)
+        raise fields.refuse("group", "only alpha `group` has groups", expected="no group", got=group)
     return group
 
 
 def _blocks(fields: Fields, setting: Setting, granularity: Granularity, rows: int) -> tuple[tuple[int, int], ...]:
-    blocks = tuple([_block(item, fields.path("blocks")) for item in fields.array("blocks", [])])
+    blocks = tuple([_block(item, fields.path("blocks")) for item in fields.get("blocks", list, [])])
     if granularity is not Granularity.BLOCK:
         if blocks:
-            raise setting.refuse("blocks", "only alpha `block` has blocks", expected="no blocks", got=len(blocks))
+            raise fields.refuse("blocks", "only alpha `block` has blocks", expected="no blocks", got=len(blocks))
         return ()
     total = sum(count * height for count, height in blocks)
     if total != rows or any(not count or not height for count, height in blocks):
-        raise setting.refuse("blocks", "the blocks do not cover the rows", expected=f"{rows} rows", got=total)
+        raise fields.refuse("blocks", "the blocks do not cover the rows", expected=f"{rows} rows", got=total)
     if any(before[1] == after[1] for before, after in pairwise(blocks)):
-        raise setting.refuse("blocks", "neighbours of equal height are one run", expected="runs", got="a cut run")
+        raise fields.refuse("blocks", "neighbours of equal height are one run", expected="runs", got="a cut run")
     return blocks
 
 

@@ -10,11 +10,10 @@ from typing import Final
 
 from obm_format.container.fields import Fields
 from obm_format.container.names import check_tensor_name
-from obm_format.container.params import ENCODINGS, Setting, params_object, parse_params
+from obm_format.container.params import DTYPES, ENCODINGS, Setting, params_object, parse_params
 from obm_format.errors import FormatError
 from obm_format.limits import Limits
 from obm_format.model import (
-    DType,
     Mode,
     Params,
     SparseParams,
@@ -26,9 +25,8 @@ from obm_format.model import (
 
 _KEYS: Final = frozenset({"base", "dtype", "encoding", "mode", "name", "params", "shape"})
 _BASE_KEYS: Final = frozenset({"dtype", "name", "shape"})
-_DTYPES: Final = frozenset(DType.__members__)
-_ENCODINGS: Final = frozenset(ENCODINGS)
-_MODES: Final = frozenset(mode.value for mode in Mode)
+_ENCODINGS: Final = {encoding: encoding for encoding in ENCODINGS}
+_MODES: Final = {mode.value: mode for mode in Mode}
 _WITHOUT_ELEMENTS: Final = frozenset({"zero", "raw", "sparse"})
 # obm-1 clause 5.4, the table; every encoding has mode delta
 _OTHER_MODES: Final[dict[str, frozenset[Mode]]] = {
@@ -41,7 +39,7 @@ def parse_record(value: object, where: str, limits: Limits) -> TensorRecord:
     """Parse and check one tensor record.
 
     Args:
-        value: the JSON value.
+        value: the JSON value; fields that have their defaults are taken out of it.
         where: what messages call it until its name is known.
         limits: `rank`, `numel` and `name_nbytes` apply.
 
@@ -50,54 +48,44 @@ def parse_record(value: object, where: str, limits: Limits) -> TensorRecord:
             `bad_params`.
     """
     fields = Fields(value, where, _KEYS)
-    name = check_tensor_name(fields.text("name"), limits, fields.path("name"))
+    name = check_tensor_name(fields.get("name", str), limits, fields.path("name"))
     fields.where = name
-    spec = _spec(fields, TensorSpec(name, DType.U8, ()), limits, required=True)
+    dtype = fields.choice("dtype", DTYPES, "manifest_field")
+    spec = TensorSpec(name, dtype, _shape(fields, limits))
     encoding = fields.choice("encoding", _ENCODINGS, "unknown_encoding")
-    mode = Mode(fields.choice("mode", _MODES, "unknown_encoding", "delta"))
+    mode = fields.choice("mode", _MODES, "unknown_encoding", Mode.DELTA)
     if mode is not Mode.DELTA and mode not in _OTHER_MODES.get(encoding, frozenset()):
         raise FormatError(
             "unknown_encoding", "the encoding has no such mode", where=name, got=f"{encoding}, {mode.value}"
         )
     base = _base(fields, spec, mode, limits)
     shape = _encoded_shape(spec, base, mode, encoding)
-    setting = Setting(spec=spec, mode=mode, shape=shape, where=fields.path("params"))
-    params = parse_params(encoding, fields.value("params"), setting)
+    params = parse_params(encoding, fields.value("params"), Setting(spec, mode, shape), fields.path("params"))
+    fields.settle("params")
     _check_dtypes(spec, base, mode, params)
     return TensorRecord(spec=spec, base=base, mode=mode, params=params)
 
 
-def _spec(fields: Fields, other: TensorSpec, limits: Limits, *, required: bool) -> TensorSpec:
-    """Name, dtype and shape of `fields`; where not `required`, what is left out is as in `other`."""
-    dtype = other.dtype
-    if required or "dtype" in fields:
-        dtype = DType[fields.choice("dtype", _DTYPES, "manifest_field")]
-    shape = other.shape
-    if required or "shape" in fields:
-        shape = fields.numbers("shape")
-        _check_shape(shape, limits, fields.path("shape"))
-    name = check_tensor_name(fields.text("name", other.name), limits, fields.path("name"))
-    return TensorSpec(name, dtype, shape)
-
-
-def _check_shape(shape: tuple[int, ...], limits: Limits, where: str) -> None:
+def _shape(fields: Fields, limits: Limits, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    shape = fields.numbers("shape", default)
     # obm-1 clause 3.1
     if len(shape) > limits.rank:
         raise FormatError(
             "limit_exceeded",
             "too many dimensions",
-            where=where,
+            where=fields.path("shape"),
             expected=f"at most {limits.rank}",
             got=len(shape),
         )
-    if math.prod(size or 1 for size in shape) >= limits.numel:
+    if math.prod(filter(None, shape)) >= limits.numel:
         raise FormatError(
             "bad_shape",
             "too many elements",
-            where=where,
+            where=fields.path("shape"),
             expected=f"fewer than {limits.numel}",
             got=list(shape),
         )
+    return shape
 
 
 def _base(fields: Fields, spec: TensorSpec, mode: Mode, limits: Limits) -> TensorSpec | None:
@@ -108,7 +96,12 @@ def _base(fields: Fields, spec: TensorSpec, mode: Mode, limits: Limits) -> Tenso
         return None
     if "base" not in fields:
         return spec
-    return _spec(Fields(fields.value("base"), fields.path("base"), _BASE_KEYS), spec, limits, required=False)
+    own = Fields(fields.value("base"), fields.path("base"), _BASE_KEYS)
+    dtype = own.choice("dtype", DTYPES, "manifest_field", spec.dtype)
+    shape = _shape(own, limits, spec.shape)
+    name = check_tensor_name(own.get("name", str, spec.name), limits, own.path("name"))
+    fields.settle("base")
+    return TensorSpec(name, dtype, shape)
 
 
 def _encoded_shape(spec: TensorSpec, base: TensorSpec | None, mode: Mode, encoding: str) -> tuple[int, ...]:

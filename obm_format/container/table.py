@@ -6,7 +6,7 @@ Source: obm-1 clauses 2.3 to 2.6 and 7.3. Never touches bytes of parts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from obm_format.container.canonical import encode_canonical
 from obm_format.errors import FormatError
@@ -15,8 +15,7 @@ from obm_format.limits import Limits
 from obm_format.model import POOL_NAMES, Manifest, Part, Pool, padded
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One part before the length of the header is known; see `model.Part`."""
 
     name: str
@@ -45,26 +44,16 @@ def part_entries(manifest: Manifest, limits: Limits) -> list[Entry]:
     Raises:
         FormatError: there are more than `limits.parts` (reason `limit_exceeded`).
     """
-    entries: list[Entry] = []
-    for entry in _entries(manifest):
-        entries.append(entry)
-        # obm-1 clause 3.1
-        if len(entries) > limits.parts:
-            raise FormatError("limit_exceeded", "too many parts", expected=f"at most {limits.parts}")
+    layouts = [part_layouts(record) for record in manifest.tensors]
+    sizes = pool_sizes(manifest, layouts)
+    entries = [Entry(pool_part_name(pool), sizes[pool]) for pool in POOL_NAMES if sizes[pool]]
+    for record, parts in zip(manifest.tensors, layouts, strict=True):
+        entries += [Entry(part_name(record.name, part.suffix), part.nbytes, part.raw_nbytes) for part in parts]
+    entries += [Entry(attachment_part_name(item.name), item.nbytes) for item in manifest.attachments if item.nbytes]
+    # obm-1 clause 3.1
+    if len(entries) > limits.parts:
+        raise FormatError("limit_exceeded", "too many parts", expected=f"at most {limits.parts}", got=len(entries))
     return entries
-
-
-def _entries(manifest: Manifest) -> Iterator[Entry]:
-    sizes = pool_sizes(manifest)
-    for pool in POOL_NAMES:
-        if sizes[pool]:
-            yield Entry(pool_part_name(pool), sizes[pool])
-    for record in manifest.tensors:
-        for layout in part_layouts(record):
-            yield Entry(part_name(record.name, layout.suffix), layout.nbytes, layout.raw_nbytes)
-    for attachment in manifest.attachments:
-        if attachment.nbytes:
-            yield Entry(attachment_part_name(attachment.name), attachment.nbytes)
 
 
 def check_pools(pools: Mapping[str, Pool], entries: list[Entry]) -> None:

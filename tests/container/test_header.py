@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from container_files import (
 
 from obm_format.container import ContainerWriter, encode_header, parse_header
 from obm_format.container.header import read_header
+from obm_format.container.manifest import manifest_object
 from obm_format.container.sources import BytesSource
 from obm_format.digest import artifact_id
 from obm_format.errors import FormatError
@@ -48,6 +50,7 @@ from obm_format.model import (
 )
 
 Change = Callable[[dict[str, Any]], object]
+VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 
 
 def forge(change: Change) -> str:
@@ -74,6 +77,13 @@ def test_parse_gives_what_was_written() -> None:
 def test_encode_of_parsed_header_gives_the_same_bytes() -> None:
     header = parse_header(sample(), file_nbytes=len(sample()))
     assert encode_header(header.manifest, header.pools) == sample()[: header.nbytes]
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("*.obm")), ids=lambda path: path.stem)
+def test_manifest_of_a_parsed_vector_is_written_as_it_stood(path: Path) -> None:
+    data = path.read_bytes()
+    header = parse_header(data, file_nbytes=len(data))
+    assert manifest_object(header.manifest, header.pools) == manifest_tree(data)
 
 
 def test_parts_are_aligned_and_without_holes() -> None:
@@ -108,12 +118,31 @@ DEFAULTS: list[Change] = [
     lambda tree: tensor(tree, "m/zero").update(base={"dtype": "I64"}),
     lambda tree: tensor(tree, "l.exact")["params"].update(bucket=False),
     lambda tree: tensor(tree, "i.sparse")["params"].update(value_dtype="F32"),
+    lambda tree: tensor(tree, "e.rtvq")["params"].update(ref=0),
+    lambda tree: tensor(tree, "f.blocks")["params"].update(planes=1),
+    lambda tree: tensor(tree, "f.blocks")["params"].update(gain="1"),
+    lambda tree: tensor(tree, "f.blocks")["params"].update(rule="mean"),
+    lambda tree: tensor(tree, "g.groups")["params"].update(blocks=[]),
+    lambda tree: tensor(tree, "k.tern").update(params={"alpha": "matrix"}),
+    lambda tree: tensor(tree, "n.embed")["base"].update(name="n.embed"),
+    lambda tree: tensor(tree, "c.raw")["base"].update(shape=[4, 70]),
+    lambda tree: tree.update(position="none"),
+    lambda tree: tree.update(task=""),
+    lambda tree: tree["backbone"].update(architecture=""),
 ]
 
 
 @pytest.mark.parametrize("change", DEFAULTS)
 def test_parse_default_written_out_refused(change: Change) -> None:
     assert forge(change) == "not_canonical"
+
+
+@pytest.mark.parametrize("field", ["alias", "attach", "ext", "pools", "refs", "removed", "requires"])
+def test_parse_empty_field_written_out_refused(field: str) -> None:
+    empty: dict[str, Any] = manifest_tree(sound_header(manifest_of(())))
+    assert reason_of(with_manifest(dumps(empty))) == "accepted"
+    empty[field] = {} if field in {"ext", "pools"} else []
+    assert reason_of(with_manifest(dumps(empty))) == "not_canonical"
 
 
 FAULTS: list[tuple[str, Change]] = [
@@ -401,6 +430,29 @@ def test_many_tensors_parse() -> None:
     head = sound_header(manifest_of(tensors))
     assert len(head) < 400 * 50_000
     assert len(parse_header(head, file_nbytes=None).parts) == 50_002
+
+
+def test_parse_calls_grow_no_faster_than_the_records() -> None:
+    few, twice = (_calls_of_parsing(count) for count in (100, 200))
+    assert twice <= 2 * few
+
+
+def _calls_of_parsing(count: int) -> int:
+    """Calls of functions, compiled ones too, while a header of `count` records and as many aliases is parsed."""
+    tensors = tuple(record(f"w{i:05}", SignParams(alpha=AlphaLayout(), rows=4, planes=2)) for i in range(count))
+    head = sound_header(manifest_of(tensors, aliases=tuple((f"x{i:05}", f"w{i:05}") for i in range(count))))
+    calls = 0
+
+    def see(_frame: object, event: str, _detail: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(see)
+    try:
+        parse_header(head, file_nbytes=None)
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def test_writer_and_header_agree_on_a_record_of_every_encoding(tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from obm_format.kernels import cpu_flat as flat
 from obm_format.kernels import cpu_loops as loops
+from obm_format.kernels import cpu_mixed as mixed
 from obm_format.kernels import cpu_select as select
 from obm_format.kernels import cpu_sums as sums
+from obm_format.kernels import cpu_tables as tables
 from obm_format.kernels.contract import (
     Bits,
     Bounds,
@@ -44,7 +47,7 @@ from obm_format.kernels.contract import (
     combined_is_absent,
 )
 from obm_format.kernels.cpu_elements import BF16, F16, F32
-from obm_format.kernels.cpu_names import WORD
+from obm_format.kernels.cpu_processor import HAS_SHUFFLES
 from obm_format.kernels.reference import ReferenceKernels
 from obm_format.kernels.runs import Int64, add_in_order, are_on_bytes, split_groups
 from obm_format.kernels.words import EXPONENT, Float32, Words, cast
@@ -54,7 +57,7 @@ _KINDS = {DType.F16: F16, DType.BF16: BF16, DType.F32: F32}
 _COMBINES = {Combine.SUM: loops.SUM, Combine.MEAN: loops.MEAN, Combine.TIES: loops.TIES}
 _INLINE = 1 << 16  # elements below which threads cost more than they bring
 _SHARES = 4  # runs per thread, so that a slow core does not hold up the others
-_TABLE_WORTH = 4  # columns per entry from which on a table of shifts pays
+_TABLE_WORTH = 128  # columns under one table from which on it pays
 _ALL_COLUMNS = 1 << 60  # a group that no row of columns exceeds
 _NO_WEIGHTS = np.empty(0, np.float32)
 _Result = TypeVar("_Result")
@@ -170,9 +173,17 @@ class NumbaKernels:
             combine=_COMBINES[combine],
             lam=np.float32(lam),
         )
-        job = _fastest(job, shifting, addresses.planes)
         operands = loops.Operands(addresses.ops, addresses.planes, np.array(weights, np.float32))
-        work = _table_work(job, operands) if job.table else _tile_work(job, operands)
+        if _is_flat(job, addresses.ops):
+            self._share(-(-base.size // loops.TILE), base.size, _flat_work(job, operands, base.size))
+            return
+        job = job._replace(table=_table_columns(shifting, addresses.planes, job.cols))
+        if job.table:
+            work = _table_work(job, operands)
+        elif _is_mixed(job, shifting, addresses.planes):
+            work = _mixed_work(job, operands)
+        else:
+            work = _tile_work(job, operands)
         self._share(_tiles(*base.shape), base.size, work)
 
     def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
@@ -313,9 +324,19 @@ class NumbaKernels:
         runs = min(items, self.threads * _SHARES, max(1, elements // _INLINE))
         if runs == 1 or self.threads == 1:
             return [work(0, items)]
-        cuts = [items * run // runs for run in range(runs + 1)]
-        with ThreadPoolExecutor(min(self.threads, runs)) as pool:
-            return list(pool.map(work, cuts[:-1], cuts[1:]))
+        results: list[_Result] = [None] * runs  # type: ignore[list-item] # each run puts its own
+        next_runs = iter(range(runs))  # shared: whoever is free takes the next run, the calling thread too
+
+        def serve() -> None:
+            for run in next_runs:
+                results[run] = work(items * run // runs, items * (run + 1) // runs)
+
+        with ThreadPoolExecutor(self.threads - 1) as pool:
+            others = [pool.submit(serve) for _ in range(min(self.threads, runs) - 1)]
+            serve()
+        for other in others:
+            other.result()
+        return results
 
 
 class _Addresses:
@@ -378,7 +399,6 @@ def _plain_job(addresses: _Addresses, base: Words | None, base_dtype: DType, col
         combine=loops.SUM,
         lam=np.float32(0),
         table=0,
-        mixed=0,
         needs_base=addresses.needs_base,
     )
 
@@ -395,21 +415,38 @@ def _tile_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int],
 
 
 def _table_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:
-    count = len(operands.planes)
-    entries = np.arange(max(WORD, 1 << count))
-    # row p: bit p of every pattern, packed like sign bits
-    packed = np.packbits((entries >> np.arange(count)[:, None]) & 1, axis=1, bitorder="little")
+    is_brain = job.source_kind == job.out_kind == BF16
 
     def work(start: int, stop: int) -> None:
-        scratch = _scratch(operands)
-        table = np.empty((len(scratch), len(entries) + 16), np.float32)
-        alphas = np.full(count, np.float32(-1))
-        planes = np.zeros_like(operands.planes)
-        planes[:, loops.BITS] = packed.ctypes.data + packed.strides[0] * np.arange(count)
-        planes[:, loops.ALPHA] = alphas.ctypes.data + alphas.itemsize * np.arange(count)
-        planes[:, loops.GROUP] = _ALL_COLUMNS
-        patterns = loops.Operands(operands.ops, planes, operands.weights)
-        loops.merge_tiles_by_table(job, operands, patterns, scratch, table, alphas, start, stop)
+        scratch = np.zeros(tables.SCRATCH, np.uint8)
+        if is_brain and HAS_SHUFFLES:
+            tables.add_tiles_by_table(job, operands, scratch, start, stop)
+        else:
+            tables.merge_tiles_by_table(job, operands, scratch, _scratch(operands), start, stop)
+
+    return work
+
+
+def _mixed_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:
+    def work(start: int, stop: int) -> None:
+        mixed.merge_mixed_tiles(job, operands, np.zeros(mixed.SCRATCH, np.uint8), start, stop)
+
+    return work
+
+
+def _is_flat(job: loops.Job, ops: Int64) -> bool:
+    """Whether exact operands alone are merged, and all elements are BF16 or all are F32."""
+    kinds = {job.base_kind, job.source_kind, job.out_kind, *ops[:, 2].tolist()}
+    is_exact = not job.shifts and set(ops[:, 0].tolist()) <= {loops.EXACT, loops.TRIMMED}
+    return is_exact and kinds in ({BF16}, {F32}) and len(ops) <= flat.FLAT_OPERANDS
+
+
+def _flat_work(job: loops.Job, operands: loops.Operands, size: int) -> Callable[[int, int], None]:
+    merge = flat.merge_reals if job.base_kind == F32 else flat.merge_brains
+
+    def work(start: int, stop: int) -> None:
+        rest = flat.Rest(np.empty_like(operands.ops), np.zeros(flat.SCRATCH, np.uint8))
+        merge(job, operands, rest, start * loops.TILE, min(size, stop * loops.TILE))
 
     return work
 
@@ -418,28 +455,25 @@ def _tiles(rows: int, cols: int) -> int:
     return rows * -(-cols // loops.TILE)
 
 
-def _fastest(job: loops.Job, shifting: Sequence[Combined], planes: Int64) -> loops.Job:
-    """The job with the short cuts that its operands allow; each gives the same bits as none."""
-    is_brain = job.base_kind == job.source_kind == job.out_kind == BF16
-    is_mixed = is_brain and job.combine == loops.TIES and _is_mixed(shifting, job.others, planes)
-    return job._replace(table=_table_columns(shifting, planes, job.cols), mixed=int(is_mixed))
-
-
 def _table_columns(shifting: Sequence[Combined], planes: Int64, cols: int) -> int:
     """Columns that share one table of shifts, or 0 where none is possible or worth its making."""
-    if len(planes) > loops.TABLE_PLANES or not all(isinstance(o, SignOperand) for o in shifting):
+    if len(planes) > tables.TABLE_PLANES or not all(isinstance(o, SignOperand) for o in shifting):
         return 0
     groups = planes[:, loops.GROUP]
     columns = int(groups.min())
     if not ((groups % columns == 0) | (groups == _ALL_COLUMNS)).all():
         return 0
     is_constant = not planes[:, [loops.ALPHA_ROW, loops.ALPHA_GROUP]].any()
-    return columns if is_constant or min(columns, cols) >= _TABLE_WORTH << len(planes) else 0
+    if is_constant:
+        return _ALL_COLUMNS
+    return columns if min(columns, cols) >= _TABLE_WORTH else 0
 
 
-def _is_mixed(shifting: Sequence[Combined], others: int, planes: Int64) -> bool:
-    """Whether the others are one exact BF16 and one sign expert, and all signs have one plane and no column groups."""
-    exact = [o for o in shifting[:others] if isinstance(o, ExactOperand) and o.dtype is DType.BF16]
+def _is_mixed(job: loops.Job, shifting: Sequence[Combined], planes: Int64) -> bool:
+    """Whether all is BF16, and TIES of one exact and one sign operand, with one plane and no column groups each."""
+    is_brain = job.base_kind == job.source_kind == job.out_kind == BF16
+    exact = [o for o in shifting[: job.others] if isinstance(o, ExactOperand) and o.dtype is DType.BF16]
     signs = [o for o in shifting if isinstance(o, SignOperand)]
-    one_each = others == 2 and len(exact) == 1 and len(signs) == len(shifting) - 1
-    return one_each and len(planes) == len(signs) and bool((planes[:, loops.GROUP] == _ALL_COLUMNS).all())
+    one_each = job.others == 2 and len(exact) == 1 and len(signs) == len(shifting) - 1
+    is_plain = len(planes) == len(signs) and bool((planes[:, loops.GROUP] == _ALL_COLUMNS).all())
+    return is_brain and job.combine == loops.TIES and one_each and is_plain

@@ -29,11 +29,6 @@ from obm_format.kernels.cpu_elements import (
 )
 from obm_format.kernels.cpu_names import (
     WORD,
-    add_brains1,
-    add_brains2,
-    add_brains3,
-    add_brains4,
-    add_brains8,
     add_choice1,
     bits_of,
     byte_at,
@@ -42,12 +37,7 @@ from obm_format.kernels.cpu_names import (
     float_of,
     pointer,
     put_choice1,
-    put_choice2,
-    put_choice3,
-    put_choice4,
-    put_choice8,
     put_mean,
-    put_mixed,
     put_sum,
     put_ties,
     put_ties_of_two,
@@ -56,7 +46,6 @@ from obm_format.kernels.cpu_names import (
 
 TILE = 1024  # elements; a multiple of WORD
 ROW = TILE + 80  # floats from row to row of the scratch: rows a power of two apart would collide in the cache
-TABLE_PLANES = 8  # most sign planes under one table
 
 SIGN, EXACT, VALUE, ZERO, TRIMMED = 0, 1, 2, 3, 4  # operand kinds
 SUM, MEAN, TIES = 0, 1, 2
@@ -64,10 +53,12 @@ SUM, MEAN, TIES = 0, 1, 2
 # Columns of `planes`: address of the bits, bytes from row to row, address of the alphas, bytes from row to row and from
 # group to group, columns of a group
 BITS, BITS_ROW, ALPHA, ALPHA_ROW, ALPHA_GROUP, GROUP = 0, 1, 2, 3, 4, 5
+OP_COLUMNS, PLANE_COLUMNS = 5, 6
 
 # Rows of the scratch float32[FIRST + operands, ROW]: the result of a step, a spare one, f32 of the backbone, the values
 INTO, SPARE, BASE, FIRST = 0, 1, 2, 3
 
+Int = int | np.int64
 u32 = np.uint32  # numba widens sums of u32 to u64 unless told
 _ZERO = np.float32(0)
 
@@ -84,7 +75,6 @@ class Job(NamedTuple):
         shifts: whether a routed operand adds to the shift; it comes after the others.
         combine, lam: SUM, MEAN or TIES, and what T is multiplied by.
         table: columns that share one table of shifts, or 0 for no table.
-        mixed: whether all is BF16, and TIES of one exact and one sign expert, with one alpha per row at most.
         needs_base: whether an operand is exact, so that its d needs the backbone.
     """
 
@@ -100,7 +90,6 @@ class Job(NamedTuple):
     combine: int
     lam: np.float32
     table: int
-    mixed: int
     needs_base: int
 
 
@@ -122,10 +111,10 @@ class Operands(NamedTuple):
 class Tile(NamedTuple):
     """Elements col .. col + n of a row; `place` is the flat index of the first."""
 
-    row: int | np.int64
-    col: int | np.int64
-    n: int | np.int64
-    place: int | np.int64
+    row: Int
+    col: Int
+    n: Int
+    place: Int
 
 
 @step
@@ -134,6 +123,24 @@ def _tile(number, cols):
     per_row = -(-cols // TILE)
     row, col = number // per_row, (number % per_row) * TILE
     return Tile(row, col, min(TILE, cols - col), row * cols + col)
+
+
+class Part(NamedTuple):
+    """Columns col .. end of a row: what the tiles from some number on have of it; and the first tile after them."""
+
+    row: int
+    col: int
+    end: int
+    next: int
+
+
+@step
+def part_of(cols, number, stop):
+    """What the tiles number .. stop have of the first row that they touch."""
+    per_row = -(-cols // TILE)
+    row, first = number // per_row, number % per_row
+    last = min(per_row, first + stop - number)
+    return Part(row, first * TILE, min(cols, last * TILE), number + last - first)
 
 
 # --- operands to float32 (obm-1 clauses 6.6 and 9.2) --------------------------------------------------------
@@ -229,93 +236,7 @@ def _shift(job, operands, work, tile):
 
 
 @step
-def _read_alphas(alphas, planes, row, col):
-    """Put the alphas of one place into `alphas`; whether any of them changed."""
-    changed = False
-    for p in range(planes.shape[0]):
-        place = col // planes[p, GROUP]
-        alpha = float_at(planes[p, ALPHA] + row * planes[p, ALPHA_ROW] + place * planes[p, ALPHA_GROUP])
-        if alpha != alphas[p]:
-            alphas[p] = alpha
-            changed = True
-    return changed
-
-
-@step
-def _look_up(into, t, bits, start, n):
-    """into[start + i] = the entry of table `t` for the sign bits of element i; plane p has them at bits[p]."""
-    count, whole = bits.shape[0], n // WORD
-    to = into.ctypes.data + 4 * start
-    a, b, c, d = bits[0], bits[1 % count], bits[2 % count], bits[3 % count]
-    if count == 1:
-        for w in range(0, 4 * whole, 4):
-            put_choice1(to + 32 * w, (t[0], t[1]), (word_at(a + w),))
-    elif count == 2:
-        for w in range(0, 4 * whole, 4):
-            put_choice2(to + 32 * w, (t[0], t[1], t[2], t[3]), (word_at(a + w), word_at(b + w)))
-    elif count <= 4:
-        low = (t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7])
-        high = (t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15])
-        for w in range(0, 4 * whole, 4):
-            words = (word_at(a + w), word_at(b + w), word_at(c + w))
-            if count == 3:
-                put_choice3(to + 32 * w, low, words)
-            else:
-                put_choice4(to + 32 * w, low + high, (*words, word_at(d + w)))
-    else:
-        for w in range(0, 4 * whole, 4):
-            put_choice8(to + 32 * w, t.ctypes.data, _eight_words(bits, w))
-    for i in range(WORD * whole, n):
-        into[start + i] = t[_pattern(bits, i)]
-
-
-@step
-def _pattern(bits, i):
-    """The sign bits of element i, that of the first plane lowest."""
-    pattern = np.int64(0)
-    for p in range(bits.shape[0]):
-        pattern |= ((byte_at(bits[p] + (i >> 3)) >> (i & 7)) & 1) << p
-    return pattern
-
-
-@step
-def _add_looked_up(job, t, bits, place, n):
-    """Write the output of the whole words among n BF16 elements, like `_look_up` and `_finish`; their elements."""
-    count, whole = bits.shape[0], n // WORD
-    out, source, table = job.out + 2 * place, job.source + 2 * place, t.ctypes.data
-    a, b, c, d = bits[0], bits[1 % count], bits[2 % count], bits[3 % count]
-    for w in range(0, 4 * whole, 4):
-        to, by = out + 16 * w, source + 16 * w
-        if count == 1:
-            add_brains1(to, by, (t[0], t[1]), (word_at(a + w),))
-        elif count == 2:
-            add_brains2(to, by, (t[0], t[1], t[2], t[3]), (word_at(a + w), word_at(b + w)))
-        elif count <= 4:
-            low = (t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7])
-            words = (word_at(a + w), word_at(b + w), word_at(c + w))
-            if count == 3:
-                add_brains3(to, by, low, words)
-            else:
-                high = (t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15])
-                add_brains4(to, by, low + high, (*words, word_at(d + w)))
-        else:
-            add_brains8(to, by, table, _eight_words(bits, w))
-    return WORD * whole
-
-
-@step
-def _eight_words(bits, w):
-    """Words of 5 to 8 planes, `w` bytes after those at `bits`; 0 for planes that are not there."""
-    count, none = bits.shape[0], u32(0)
-    few = (word_at(bits[0] + w), word_at(bits[1] + w), word_at(bits[2] + w), word_at(bits[3] + w))
-    f = word_at(bits[5] + w) if count > 5 else none
-    g = word_at(bits[6] + w) if count > 6 else none
-    h = word_at(bits[7] + w) if count > 7 else none
-    return (*few, word_at(bits[4] + w), f, g, h)
-
-
-@step
-def _finish(job, work, tile):
+def finish(job, work, tile):
     """Write the output: RNE(f32(source) + shift)."""
     into, n = work[INTO], tile.n
     source = job.source + tile.place * width(job.source_kind)
@@ -330,77 +251,15 @@ def _finish(job, work, tile):
     store(out, job.out_kind, into, n)
 
 
-@step
-def _mixed(job, operands, tile):
-    """Merge the whole words of a tile where `job.mixed` says that one step does it; the number of elements done."""
-    ops, planes, weights, row = operands.ops, operands.planes, operands.weights, tile.row
-    e = np.int64(0) if ops[0, 0] == EXACT else np.int64(1)
-    p, byte = ops[1 - e, 1], tile.col // 8
-    alpha = float_at(planes[p, ALPHA] + row * planes[p, ALPHA_ROW])
-    low = (-alpha if alpha > _ZERO else alpha) * weights[1 - e]
-    bits = planes[p, BITS] + row * planes[p, BITS_ROW] + byte
-    r = ops[2, 1] if job.shifts else p
-    routed = float_at(planes[r, ALPHA] + row * planes[r, ALPHA_ROW])
-    routed_bits = planes[r, BITS] + row * planes[r, BITS_ROW] + byte
-    routed_low = -routed if routed > _ZERO else routed
-    choices = (low, alpha * weights[1 - e])
-    all_choices = (low, alpha * weights[1 - e], routed_low, routed)
-    at = 2 * tile.place
-    done = tile.n - tile.n % WORD
-    for i in range(0, 2 * done, 2 * WORD):
-        places = (job.out + at + i, job.source + at + i, job.base + at + i, ops[e, 1] + at + i)
-        word = word_at(bits + i // 16)
-        if job.shifts:
-            put_mixed(places, all_choices, (word, word_at(routed_bits + i // 16)), weights[e], job.lam)
-        else:
-            put_mixed(places, choices, (word,), weights[e], job.lam)
-    return done
-
-
 @kernel
 def merge_tiles(job, operands, work, start, stop):
     """Merge the tiles start .. stop. `work` is scratch, float32[FIRST + operands, ROW]."""
     for number in range(start, stop):
         tile = _tile(number, job.cols)
-        if job.mixed:
-            done = _mixed(job, operands, tile)
-            tile = Tile(tile.row, tile.col + done, tile.n - done, tile.place + done)
-            if tile.n == 0:
-                continue
         if job.needs_base:
             load(work[BASE], job.base + tile.place * width(job.base_kind), job.base_kind, tile.n)
         _shift(job, operands, work, tile)
-        _finish(job, work, tile)
-
-
-@kernel
-def merge_tiles_by_table(job, operands, patterns, work, table, alphas, start, stop):
-    """As `merge_tiles`, for sign operands alone: there the shift depends only on an element's sign bits and alphas.
-
-    `patterns` are the same operands over a matrix of one row that holds every pattern of sign bits once, with the
-    alphas in `alphas` (none of them right yet): its shifts are the table. `table` is scratch like `work`.
-    """
-    planes, zero = operands.planes, np.int64(0)
-    entries = Tile(zero, zero, max(WORD, 1 << planes.shape[0]), zero)
-    bits = np.empty(planes.shape[0], np.int64)
-    for number in range(start, stop):
-        tile = _tile(number, job.cols)
-        col, end = tile.col, tile.col + tile.n
-        while col < end:
-            run = min(end - col, job.table - col % job.table)
-            if _read_alphas(alphas, planes, tile.row, col):
-                _shift(job, patterns, table, entries)
-            for p in range(planes.shape[0]):
-                bits[p] = planes[p, BITS] + tile.row * planes[p, BITS_ROW] + col // 8
-            done, place = np.int64(0), tile.place + col - tile.col
-            if job.source_kind == BF16 and job.out_kind == BF16:
-                done = _add_looked_up(job, table[INTO], bits, place, run)
-                for p in range(planes.shape[0]):
-                    bits[p] += done // 8
-            if done < run:
-                _look_up(work[INTO], table[INTO], bits, np.int64(0), run - done)
-                _finish(job, work, Tile(tile.row, col + done, run - done, place + done))
-            col += run
+        finish(job, work, tile)
 
 
 # --- the other kernels --------------------------------------------------------------------------------------

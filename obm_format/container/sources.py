@@ -10,6 +10,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -42,6 +43,10 @@ class Source(Protocol):
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable buffer of bytes from `offset`; raises as `read`."""
+        ...
+
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        """The bytes where they lie, if that is in memory: not a copy, so they may change; raises as `read`."""
         ...
 
     def close(self) -> None:
@@ -83,6 +88,11 @@ class _Base:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """See `Source.read_into`."""
         buffer[:] = self.read(offset, buffer.nbytes)
+
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        """See `Source.view`."""
+        del offset, nbytes
+        return None
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -197,10 +207,16 @@ class MappedSource(_Base):
         self.check_range(offset, nbytes)
         return self._map[offset : offset + nbytes] if self._map is not None else b""
 
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        """See `Source.view`."""
+        self.check_range(offset, nbytes)
+        return None if self._map is None else memoryview(self._map)[offset : offset + nbytes]
+
     def close(self) -> None:
-        """Unmap the file."""
+        """Unmap the file, with the last view of it if there is one."""
         if self._map is not None:
-            self._map.close()
+            with suppress(BufferError):
+                self._map.close()
 
 
 class BytesSource(_Base):
@@ -219,6 +235,11 @@ class BytesSource(_Base):
         """See `Source.read`."""
         self.check_range(offset, nbytes)
         return bytes(self._view[offset : offset + nbytes])
+
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        """See `Source.view`."""
+        self.check_range(offset, nbytes)
+        return self._view[offset : offset + nbytes]
 
 
 class RangeSource(_Base):

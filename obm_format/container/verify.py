@@ -81,16 +81,24 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
         ObmError: the source cannot be read (reasons `io`, `network`).
     """
     meter = _Meter(progress, sum(check.part.padded_nbytes for check in checks))
+    runs = list(_runs(checks))
     defects: list[Defect] = []
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="obm-verify")
     try:
-        for found in pool.map(lambda run: _verify_run(source, run, meter), _runs(checks)):
-            defects += found
+        # A part is hashed by one thread: the longest first, or the others wait for it at the end.
+        longest = sorted(range(len(runs)), key=lambda place: _nbytes(runs[place]), reverse=True)
+        jobs = {place: pool.submit(_verify_run, source, runs[place], meter) for place in longest}
+        for place in range(len(runs)):
+            defects += jobs[place].result()
             if defects and not collect:
                 return defects[:1]
     finally:
         pool.shutdown(cancel_futures=True)
     return defects
+
+
+def _nbytes(run: Sequence[Check]) -> int:
+    return sum(check.part.padded_nbytes for check in run)
 
 
 def _runs(checks: Iterable[Check]) -> Iterator[list[Check]]:
@@ -124,15 +132,15 @@ def _verify_run(source: Source, run: Sequence[Check], meter: _Meter) -> list[Def
 
 
 class _Blocks:
-    """The bytes of neighbouring parts, read in large pieces into one buffer."""
+    """The bytes of neighbouring parts: where they lie in memory, or read in large pieces into one buffer."""
 
     def __init__(self, source: Source, run: Sequence[Check], meter: _Meter) -> None:
         self._source = source
         self._meter = meter
         self._at = run[0].part.offset
         self._stop = run[-1].part.offset + run[-1].part.padded_nbytes
-        self._buffer = memoryview(bytearray(min(_READ_NBYTES, self._stop - self._at)))
-        self._block = self._buffer[:0]
+        self._buffer: memoryview | None = None
+        self._block = memoryview(b"")
 
     def take(self, nbytes: int) -> Iterator[memoryview]:
         """The next bytes, in pieces that are good until the next one is asked for.
@@ -142,13 +150,20 @@ class _Blocks:
         """
         while nbytes:
             if not self._block:
-                self._block = self._buffer[: self._stop - self._at]
-                self._source.read_into(self._at, self._block)
+                self._block = self._next(min(_READ_NBYTES, self._stop - self._at))
                 self._at += len(self._block)
                 self._meter.add(len(self._block))
             piece, self._block = self._block[:nbytes], self._block[nbytes:]
             nbytes -= len(piece)
             yield piece
+
+    def _next(self, nbytes: int) -> memoryview:
+        view = self._source.view(self._at, nbytes)
+        if view is None:
+            self._buffer = self._buffer or memoryview(bytearray(nbytes))
+            view = self._buffer[:nbytes]
+            self._source.read_into(self._at, view)
+        return view
 
 
 def _judge(check: Check, digest: bytes, *, pad_is_zero: bool) -> Iterator[Defect]:

@@ -298,6 +298,38 @@ def test_verify_deep_finds_sums_and_frames_that_lie(large: Path, tmp_path: Path)
         ]
 
 
+def test_verify_deep_hashes_no_run_again_that_was_read_by_its_sum(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    monkeypatch.setattr("obm_format.container.reader.sha256", lambda data: hashed.append(len(data)) or sha256(data))
+    with Container.open(large) as container:
+        container.part_range(large_record(), "data", 2 * MIB, 5 * MIB)
+        hashed.clear()
+        assert container.sum_defects() == []
+    runs = [nbytes for nbytes in hashed if nbytes == MIB]
+    assert len(runs) == 9 - 3 + 8  # of the tensor, of what was read of it, of the attachment
+
+
+def test_verify_begins_with_the_longest_part_and_tells_defects_in_file_order(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obm_format.container.verify.THREADS", 1)
+    monkeypatch.setattr("obm_format.container.verify._RUN_NBYTES", MIB)
+    data, reads = bytearray(large.read_bytes()), list[int]()
+    with Container.open(bytes(data)) as container:
+        names = ("framed#data", "big#data", "#attach/big.model")
+        framed, big, attached = (container.header.parts[name].offset for name in names)
+    data[framed] ^= 1
+    data[big] ^= 1
+
+    def fetch(offset: int, nbytes: int) -> bytes:
+        reads.append(offset)
+        return bytes(data[offset : offset + nbytes])
+
+    with Container.open(RangeSource(len(data), fetch, "range")) as container:
+        assert [d.where for d in container.verify(collect=True)] == ["big#data", "framed#data"]
+    assert [offset for offset in reads if offset in (framed, big, attached)] == [big, attached, framed]
+
+
 def test_verify_reads_in_large_pieces_and_holds_no_part(large: Path) -> None:
     data = large.read_bytes()
     reads: list[tuple[int, int]] = []

@@ -49,6 +49,19 @@ def test_read_into_fills_the_buffer_or_says_why_not(make: Make, tmp_path: Path) 
     source.close()
 
 
+def test_view_gives_the_bytes_or_nothing(make: Make, tmp_path: Path) -> None:
+    source = make(tmp_path / "x", DATA)
+    view = source.view(300, 500)
+    assert (view is None) == isinstance(source, PathSource | RangeSource)
+    if view is not None:
+        assert view == DATA[300:800]
+        with pytest.raises(FormatError) as error:
+            source.view(len(DATA) - 10, 11)
+        assert error.value.reason == "truncated"
+    source.close()
+    assert view is None or view == DATA[300:800]
+
+
 def test_read_into_notices_a_file_that_shrank(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(DATA)

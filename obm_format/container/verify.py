@@ -6,6 +6,7 @@ Source: obm-1 clauses 2.3, 7.2, 14.2. Knows parts and digests only, nothing of m
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,10 +161,18 @@ class _Blocks:
     def _next(self, nbytes: int) -> memoryview:
         view = self._source.view(self._at, nbytes)
         if view is None:
-            self._buffer = self._buffer or memoryview(bytearray(nbytes))
+            self._buffer = self._buffer or _aligned(nbytes)
             view = self._buffer[:nbytes]
             self._source.read_into(self._at, view)
         return view
+
+
+def _aligned(nbytes: int) -> memoryview:
+    """A buffer that begins with a page.
+
+    Allocated memory often begins 16 bytes behind one, and there some processors read a file at a sixth of the speed.
+    """
+    return memoryview(mmap.mmap(-1, nbytes))
 
 
 def _judge(check: Check, digest: bytes, *, pad_is_zero: bool) -> Iterator[Defect]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from container_files import add_all, fill, manifest_of, record, records, sample
 
-from obm_format.container import Container, ContainerWriter, RangeSource
+from obm_format.container import Container, ContainerWriter, PathSource, RangeSource
 from obm_format.digest import sha256
 from obm_format.errors import FormatError, ObmError, UsageError
 from obm_format.layout import PartData, alpha_nbytes, part_layouts
@@ -328,6 +330,19 @@ def test_verify_begins_with_the_longest_part_and_tells_defects_in_file_order(
     with Container.open(RangeSource(len(data), fetch, "range")) as container:
         assert [d.where for d in container.verify(collect=True)] == ["big#data", "framed#data"]
     assert [offset for offset in reads if offset in (framed, big, attached)] == [big, attached, framed]
+
+
+def test_verify_reads_into_whole_pages(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[int] = []
+
+    def read_into(source: PathSource, offset: int, buffer: memoryview) -> None:
+        places.append(ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
+        buffer[:] = source.read(offset, buffer.nbytes)
+
+    monkeypatch.setattr(PathSource, "read_into", read_into)
+    with Container.open(large) as container:
+        assert container.verify() == []
+    assert {place % mmap.PAGESIZE for place in places} == {0}
 
 
 def test_verify_reads_in_large_pieces_and_holds_no_part(large: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,24 @@ def test_file_that_shrinks_is_refused(path: Path, left: int) -> None:
         os.truncate(path, left)
         reasons = {defect.reason for defect in container.verify()}
         assert reasons == {"truncated"}
+
+
+def test_file_that_another_process_cuts_while_it_is_verified_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obm_format.container.verify._READ_NBYTES", 64)
+    monkeypatch.setattr("obm_format.container.verify.THREADS", 1)
+    cut: list[int] = []
+
+    def progress(_phase: str, done: int, _total: int) -> None:
+        if not cut:
+            command = "import os, sys; os.truncate(sys.argv[1], os.path.getsize(sys.argv[1]) // 2)"
+            subprocess.run([sys.executable, "-c", command, str(path)], check=True)
+            cut.append(done)
+
+    with Container.open(path) as container:
+        reasons = {defect.reason for defect in container.verify(collect=True, progress=progress)}
+    assert reasons == {"truncated"}
 
 
 def test_file_that_shrinks_before_its_header_was_read_is_refused(path: Path) -> None:

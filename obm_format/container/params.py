@@ -249,11 +249,12 @@ def _rows_object(record: TensorRecord, rows: int) -> dict[str, object]:
 
 
 def _alpha_object(alpha: AlphaLayout) -> dict[str, object]:
-    return (
-        _unless("alpha", alpha.granularity.value, "matrix")
-        | _unless("alpha_dtype", alpha.dtype.name, "F16")
-        | _unless("blocks", [list(block) for block in alpha.blocks], [])
-        | _unless("gain", alpha.gain, "1")
-        | _unless("group", alpha.group, 0)
-        | _unless("rule", alpha.rule.value, "mean")
-    )
+    fields: dict[str, tuple[object, object]] = {
+        "alpha": (alpha.granularity.value, "matrix"),
+        "alpha_dtype": (alpha.dtype.name, "F16"),
+        "blocks": ([list(block) for block in alpha.blocks], []),
+        "gain": (alpha.gain, "1"),
+        "group": (alpha.group, 0),
+        "rule": (alpha.rule.value, "mean"),
+    }
+    return {key: value for key, (value, default) in fields.items() if value != default}

@@ -28,14 +28,14 @@ class PoolIndex:
     """Offsets into the pools, in bytes.
 
     Args:
-        records: tensor name to the first digest of its record: backbone tensor, rebuilt tensor, parts.
+        records: tensor name to (first digest of its record, number of them): backbone tensor, rebuilt tensor, parts.
         digests: part name to its digest.
         alphas: tensor name to (offset, nbytes) of its alphas.
         frames: name of a framed part to its first frame entry.
         sums: name of a large unframed part to its first sum.
     """
 
-    records: dict[str, int] = field(default_factory=dict)
+    records: dict[str, tuple[int, int]] = field(default_factory=dict)
     digests: dict[str, int] = field(default_factory=dict)
     alphas: dict[str, tuple[int, int]] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
@@ -47,12 +47,13 @@ def index_pools(manifest: Manifest) -> PoolIndex:
     index = PoolIndex()
     digests = alphas = frames = sums = 0
     for record in manifest.tensors:
-        index.records[record.name] = digests
-        digests += DIGEST_NBYTES * leading_digest_count(record)
+        layouts, leading = part_layouts(record), leading_digest_count(record)
+        index.records[record.name] = (digests, leading + len(layouts))
+        digests += DIGEST_NBYTES * leading
         size = alpha_nbytes(record)
         index.alphas[record.name] = (alphas, size)
         alphas += size
-        for layout in part_layouts(record):
+        for layout in layouts:
             name = part_name(record.name, layout.suffix)
             index.digests[name] = digests
             digests += DIGEST_NBYTES

@@ -20,7 +20,7 @@ from obm_format.container.table import attachment_part_name, part_name, pool_par
 from obm_format.container.verify import Check, Defect, check_digest, check_padding, verify_parts
 from obm_format.digest import sha256
 from obm_format.errors import FormatError, ObmError, UsageError
-from obm_format.layout import frame_count, leading_digest_count, part_layouts
+from obm_format.layout import frame_count, part_layouts
 from obm_format.limits import DEFAULT_LIMITS, Limits
 from obm_format.model import (
     CHUNK_NBYTES,
@@ -215,10 +215,10 @@ class Container:
 
     @property
     def _places(self) -> PoolIndex:
-        with self._lock:
-            if self._index is None:
-                self._index = index_pools(self.manifest)
-            return self._index
+        # Two threads may make it side by side: both make the same.
+        if self._index is None:
+            self._index = index_pools(self.manifest)
+        return self._index
 
     def digests(self, record: TensorRecord) -> RecordDigests:
         """The digests of a record.
@@ -226,8 +226,7 @@ class Container:
         Raises:
             FormatError: the digest pool is damaged (`part_digest`, `pad_not_zero`, `truncated`).
         """
-        at = self._places.records[record.name]
-        count = leading_digest_count(record) + len(part_layouts(record))
+        at, count = self._places.records[record.name]
         pool = self.pool("digests")
         cut = [pool[at + i * DIGEST_NBYTES : at + (i + 1) * DIGEST_NBYTES] for i in range(count)]
         base = cut.pop(0) if record.base is not None else None

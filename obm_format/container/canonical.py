@@ -33,11 +33,11 @@ def encode_canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def parse_canonical(text: bytes, limits: Limits, where: str) -> object:
+def parse_canonical(text: str, limits: Limits, where: str) -> object:
     """Parse strict JSON.
 
     Args:
-        text: the JSON, without padding.
+        text: the JSON, without padding; a character for each byte.
         limits: `json_depth` and `json_values` apply.
         where: what messages call the text.
 
@@ -48,8 +48,7 @@ def parse_canonical(text: bytes, limits: Limits, where: str) -> object:
         FormatError: `bad_encoding_of_text`, `json_depth`, `limit_exceeded`, `json_number`, `json_syntax`,
             `json_duplicate_key`.
     """
-    string = text.decode("latin-1")
-    found = None if string.isascii() and string.isprintable() else _UNPRINTABLE.search(string)
+    found = None if text.isascii() and text.isprintable() else _UNPRINTABLE.search(text)
     if found:
         raise FormatError(
             "bad_encoding_of_text",
@@ -58,13 +57,13 @@ def parse_canonical(text: bytes, limits: Limits, where: str) -> object:
             got=f"0x{ord(found[0]):02x}",
         )
     # A text with so many quotes is above the limit too, and taking its strings out would cost memory.
-    _check_count((string.count('"') - string.count('\\"')) // 4, limits, where)
-    _check_skeleton(_STRING.sub(" ", string), limits, where)
+    _check_count((text.count('"') - text.count('\\"')) // 4, limits, where)
+    _check_skeleton(_STRING.sub(" ", text), limits, where)
     try:
-        value: object = json.loads(string, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value: object = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
     except json.JSONDecodeError as error:
         raise FormatError("json_syntax", error.msg, where=f"{where}, byte {error.pos}") from error
-    if _UNUSUAL_ESCAPE.search(string.replace("\\\\", "")):
+    if _UNUSUAL_ESCAPE.search(text.replace("\\\\", "")):
         _check_strings(value, where)
     return value
 

@@ -167,31 +167,31 @@ def _content(head: bytes, limits: Limits) -> _Content:
     A sound header is the one byte image of its manifest (obm-1 clause 4.3), so reading the manifest and
     comparing bytes recognises it. The part table is parsed only to find out what is wrong with any other.
     """
-    header = head[_LENGTH_NBYTES:].decode("latin-1")
+    header, version = str(memoryview(head)[_LENGTH_NBYTES:], "latin-1"), _version_of(head)
     before = _BEFORE_MANIFEST.match(header)
     if before:
         with suppress(FormatError, ValueError):
             text, _ = _JSON.raw_decode(header, before.end())
             content = _interpret(text, limits)
-            if _image(content.text, content.entries, _version_of(head)) == head:
+            if _image(content.text, content.entries, version) == header:
                 return content
-    return _content_in_order(head, limits)
+    return _content_in_order(header, version, limits)
 
 
-def _content_in_order(head: bytes, limits: Limits) -> _Content:
+def _content_in_order(header: str, version: str, limits: Limits) -> _Content:
     """As `_content`, by the checks of obm-1 clause 14.1 in their order."""
-    tree = parse_canonical(head[_LENGTH_NBYTES:].rstrip(b" "), limits, "header")
+    tree = parse_canonical(header.rstrip(" "), limits, "header")
     # The frame begins with a brace, so the root is an object, and with the key `__metadata__`.
     table = dict(cast(Mapping[str, object], tree))
     content = _interpret(_manifest_text(table.pop("__metadata__")), limits)
     check_table(table, content.entries)
-    if _image(content.text, content.entries, _version_of(head)) != head:
+    if _image(content.text, content.entries, version) != header:
         raise FormatError("not_canonical", "the header is not the canonical byte image of its content", where="header")
     return content
 
 
-def _interpret(text: object, limits: Limits) -> _Content:
-    tree = parse_canonical(str(text).encode(), limits, "manifest")
+def _interpret(text: str, limits: Limits) -> _Content:
+    tree = parse_canonical(text, limits, "manifest")
     manifest, pools = parse_manifest(tree, limits)
     entries = part_entries(manifest, limits)
     check_pools(pools, entries)
@@ -243,17 +243,17 @@ def encode_header(manifest: Manifest, pools: Mapping[str, Pool], limits: Limits 
     Raises:
         FormatError: more parts than the limit (reason `limit_exceeded`).
     """
-    text = encode_canonical(manifest_object(manifest, pools))
-    return _image(text, part_entries(manifest, limits), VERSION)
+    manifest_text = encode_canonical(manifest_object(manifest, pools))
+    image = _image(manifest_text, part_entries(manifest, limits), VERSION).encode("ascii", "replace")
+    return len(image).to_bytes(_LENGTH_NBYTES, "little") + image
 
 
-def _image(manifest: str, entries: list[Entry], version: str) -> bytes:
-    """The bytes of the header with this manifest, which is canonical JSON."""
+def _image(manifest: str, entries: list[Entry], version: str) -> str:
+    """The header's JSON with this manifest, which is canonical, and its padding."""
     # obm-1 clauses 2.4, 2.5: these objects have a fixed order of keys.
-    metadata = f'{_START.decode()}{version}","obm":{json.dumps(manifest)}}}'
-    text = f"{metadata}{table_text(entries)}}}".encode("ascii", "replace")
-    length = len(text) + -(_LENGTH_NBYTES + len(text)) % ALIGNMENT
-    return length.to_bytes(_LENGTH_NBYTES, "little") + text.ljust(length)
+    pieces = [_START.decode(), version, '","obm":', json.dumps(manifest), "}", table_text(entries), "}"]
+    nbytes = _LENGTH_NBYTES + sum(map(len, pieces))
+    return "".join([*pieces, " " * (-nbytes % ALIGNMENT)])
 
 
 def read_header(source: Source, limits: Limits = DEFAULT_LIMITS, *, expected_id: str | None = None) -> Header:

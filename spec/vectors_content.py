@@ -283,6 +283,9 @@ def _results() -> Iterator[Invalid]:
         tensor = sparse(Counterpart(far, "w", dtype=dtype), {0: value})
         draft = Draft(backbone=far, tensors=[tensor])
         yield with_base(f"overflow-{name}", "9.3", "not_finite", draft, "far")
+    nan = BACKBONES["nan"]
+    cast = Tensor(record=Counterpart(nan, "w", dtype="F16").record("zero", {}), base=nan["w"].data)
+    yield with_base("zero-cast-nan", "9.3", "not_finite", Draft(backbone=nan, tensors=[cast]), "nan")
     side = Counterpart(BACKBONES["one"], "w")
     exact = xdelta(side, pack("BF16", moved(side.base, "x")))
     exact.out = side.base.data

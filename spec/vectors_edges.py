@@ -45,6 +45,7 @@ def edge_backbones() -> dict[str, Backbone]:
         "hollow": {f"{i}": Dense(dtype="F32", shape=shape, data=b"") for i, shape in enumerate(_HOLLOW)},
         "names": {name: Dense(dtype="U8", shape=[1], data=bytes([i])) for i, name in enumerate(names)},
         "namesake": {"mean": random_dense("namesake", "F32", [4]), "w": random_dense("w", "F32", [2])},
+        "nan": {"w": Dense(dtype="F32", shape=[3], data=struct.pack("<3I", 0x7FC00001, 0xFF800000, 0x80000000))},
         "near": {"w": Dense(dtype="F32", shape=[2], data=pack("F32", [-FLT_MAX / 2, 2.0**-149]))},
         "scalars": {name: Dense(dtype="F32", shape=[], data=pack("F32", [0.375])) for name in "abcdef"},
         "ties": {"w": Dense(dtype="F32", shape=[len(ties)], data=pack("F32", ties))},
@@ -118,6 +119,8 @@ def _numbers() -> Iterator[tuple[str, str, str, Draft]]:
     yield "rounded-twice", "9.3", "ties", Draft(backbone=ties, tensors=[small])
     tuned = pack("F32", [FLT_MAX / 2, -(2.0**-149)])
     largest = Draft(backbone=near, tensors=[xdelta(Counterpart(near, "w"), tuned)])
+    kept = zero(Counterpart(EDGES["nan"], "w"))
+    yield "zero-kept-nan", "9.3", "nan", Draft(backbone=EDGES["nan"], tensors=[kept])
     yield "worked-numbers", "11.3", "worked", _worked()
     yield "largest-difference", "9.2", "near", largest
 

@@ -165,6 +165,12 @@ def _routers() -> Iterator[Invalid]:
         "f16": [*linear.tensors[:3], added("scale", random_dense("z", "F16", [4]))],
         "scale-longer": [*linear.tensors[:3], added("scale", random_dense("z", "F32", [5]))],
         "bias-longer": [added("0.bias", random_dense("z", "F32", [4])), *linear.tensors[1:]],
+        "no-width": [
+            linear.tensors[0],
+            _empty("0.weight", 3, 0),
+            _empty("mean", 0),
+            _empty("scale", 0),
+        ],
         "weight-turned": [linear.tensors[0], added("0.weight", random_dense("z", "F32", [4, 3])), *linear.tensors[2:]],
     }.items():
         draft = Draft(backbone=linear.backbone, tensors=tensors, fields=fields)
@@ -174,7 +180,16 @@ def _routers() -> Iterator[Invalid]:
     tensors = [narrow if tensor.record["name"] == "1.weight" else tensor for tensor in deep.tensors]
     broken = Draft(backbone=deep.backbone, tensors=tensors, fields=deep.fields)
     yield _draft("router-layers-broken", "5.10", FIELD, broken)
+    hollow = {t.record["name"]: t for t in (_empty("0.bias", 0), _empty("0.weight", 0, 4), _empty("1.weight", 3, 0))}
+    tensors = [hollow.get(tensor.record["name"], tensor) for tensor in deep.tensors]
+    yield _draft(
+        "router-no-inner-width", "5.10", FIELD, Draft(backbone=deep.backbone, tensors=tensors, fields=deep.fields)
+    )
     yield router("routes-none", lambda m: m["router"].update(routes=[]))
+
+
+def _empty(name: str, *shape: int) -> Tensor:
+    return added(name, Dense(dtype="F32", shape=[*shape], data=b""))
 
 
 def name_vectors() -> Iterator[Invalid]:

@@ -73,6 +73,8 @@ def field_vectors() -> Iterator[Invalid]:
     yield _fields("ext-key-upper", ext={"Acme.note": 1})
     yield _fields("requires-unknown", "unsupported_feature", "12.2", requires=["sparse-signs"])
     yield _fields("requires-and-unknown-field", "unsupported_feature", "12.2", requires=["planes"], planes=2)
+    yield _fields("requires-unsorted", "unsupported_feature", "12.2", requires=["planes", "more-planes"])
+    yield _fields("requires-twice", "unsupported_feature", "12.2", requires=["planes", "planes"])
     yield _fields("requires-grammar", FIELD, "12.2", requires=["Sparse"])
     yield _fields("requires-grammar-beside-unknown", FIELD, "12.2", requires=["Sparse", "planes"])
     yield _fields("requires-number", FIELD, "12.2", requires=[1])

@@ -41,8 +41,7 @@ function readRequires(value, context) {
   const fields = new f.Fields(value, [...value.keys()], context);
   const requires = fields.optional("requires", f.isListOf(f.isText), []);
   check(requires.every((id) => /^[a-z0-9][a-z0-9_.-]{0,63}$/.test(id)), "manifest_field");
-  f.checkAscending(requires);
-  check(requires.length === 0, "unsupported_feature");
+  check(requires.length === 0, "unsupported_feature"); // 1.0 defines none, so their order never comes into question
 }
 
 function readWords(fields) {

@@ -71,6 +71,14 @@ def field_vectors() -> Iterator[Invalid]:
     yield _fields("task-long", task="x" * 129)
     yield _fields("ext-key-bare", ext={"note": 1})
     yield _fields("ext-key-upper", ext={"Acme.note": 1})
+    yield from _requires_and_refs()
+    yield from _prefixes()
+    yield from _backbone_fields()
+    yield from _attachments()
+    yield from _routers()
+
+
+def _requires_and_refs() -> Iterator[Invalid]:
     yield _fields("requires-unknown", "unsupported_feature", "12.2", requires=["sparse-signs"])
     yield _fields("requires-and-unknown-field", "unsupported_feature", "12.2", requires=["planes"], planes=2)
     yield _fields("requires-unsorted", "unsupported_feature", "12.2", requires=["planes", "more-planes"])
@@ -82,15 +90,15 @@ def field_vectors() -> Iterator[Invalid]:
     yield _fields("refs-path", "bad_digest", "6.7", refs=["../base.obm"])
     yield _fields("refs-bare-digest", "bad_digest", "6.7", refs=["0" * 64])
     yield _fields("refs-upper", "bad_digest", "6.7", refs=["obm1-sha256:" + "A" * 64])
+
+
+def _prefixes() -> Iterator[Invalid]:
     yield _fields("prefix-side", FIELD, "5.7", prefix={"side": "left", "text": "model."})
     yield _fields("prefix-no-dot", FIELD, "5.7", prefix={"side": "tuned", "text": "model"})
     yield _fields("prefix-empty", FIELD, "5.7", prefix={"side": "tuned", "text": ""})
     yield _fields("prefix-long", FIELD, "5.7", prefix={"side": "tuned", "text": "m" * 512 + "."})
     yield _fields("prefix-text-grammar", FIELD, "5.7", prefix={"side": "tuned", "text": "a b."})
     yield _fields("prefix-text-missing", FIELD, "5.7", prefix={"side": "tuned"})
-    yield from _backbone_fields()
-    yield from _attachments()
-    yield from _routers()
 
 
 def _backbone_fields() -> Iterator[Invalid]:
@@ -177,7 +185,11 @@ def _routers() -> Iterator[Invalid]:
     }.items():
         draft = Draft(backbone=linear.backbone, tensors=tensors, fields=fields)
         yield _draft(f"router-{name}", "5.10", FIELD, draft)
-    deep = drafts["router-two-layers"]
+    yield router("routes-none", lambda m: m["router"].update(routes=[]))
+    yield from _deep_routers(drafts["router-two-layers"])
+
+
+def _deep_routers(deep: Draft) -> Iterator[Invalid]:
     narrow = added("1.weight", random_dense("z", "F32", [3, 4]))
     tensors = [narrow if tensor.record["name"] == "1.weight" else tensor for tensor in deep.tensors]
     broken = Draft(backbone=deep.backbone, tensors=tensors, fields=deep.fields)
@@ -187,7 +199,6 @@ def _routers() -> Iterator[Invalid]:
     yield _draft(
         "router-no-inner-width", "5.10", FIELD, Draft(backbone=deep.backbone, tensors=tensors, fields=deep.fields)
     )
-    yield router("routes-none", lambda m: m["router"].update(routes=[]))
 
 
 def _empty(name: str, *shape: int) -> Tensor:
@@ -371,6 +382,10 @@ def _sign_params() -> Iterator[Invalid]:
     five = signs(planes=4)
     five.parts["bits4"], five.alphas = five.parts["bits3"], five.alphas + five.alphas[-2:]
     yield _draft("planes-five", "6.5", "bad_params", _with(five, params={"planes": 5}))
+    yield from _alpha_params()
+
+
+def _alpha_params() -> Iterator[Invalid]:
     yield _params("alpha-unknown", "6.3", "bad_params", alpha="column")
     yield _params("alpha-dtype-unknown", "6.3", "bad_params", alpha_dtype="BF16")
     yield _params("rule-unknown", "6.4", "bad_params", rule="median")
@@ -408,51 +423,61 @@ def _with(tensor: Tensor, **fields: Any) -> Draft:
 
 
 def _other_params() -> Iterator[Invalid]:
+    yield from _coded_params()
+    yield from _raw_params()
+    yield from _sparse_params()
+    yield from _xdelta_params()
+    yield _draft("sign1-framed", "8.1", FIELD, _with(signs(), params={"alpha": "row", "zstd_nbytes": 27}))
+    yield _record("zero-params", "6.5", FIELD, params={"rows": 210})
+
+
+def _coded_params() -> Iterator[Invalid]:
     side, d = Counterpart(BACKBONES["one"], "w"), noise("q", 210, 0.01)
     for bits in (0, 1, 5, 9, 16):
-        tensor = affine(side, d, 8)
-        yield _draft(f"affine-bits-{bits}", "6.5", "bad_params", _with(tensor, params={"bits": bits}))
+        yield _draft(f"affine-bits-{bits}", "6.5", "bad_params", _with(affine(side, d, 8), params={"bits": bits}))
     yield _draft("affine-bits-missing", "6.5", FIELD, _with(affine(side, d, 8), params={"rows": 210}))
-    shared = affine(side, d, 2)
-    yield _draft("rtvq-no-refs", "6.7", "bad_params", _with(shared, encoding="rtvq"))
+    yield _draft("rtvq-no-refs", "6.7", "bad_params", _with(affine(side, d, 2), encoding="rtvq"))
     late = sound(affine(side, d, 2), fields={"refs": ["obm1-sha256:" + "0" * 64]})
-    yield _edit(
-        "rtvq-ref-beyond",
-        "6.7",
-        "bad_params",
-        lambda m: m["tensors"][0].update(encoding="rtvq", params={"bits": 2, "ref": 1}),
-        late,
-    )
-    listed = sparse(side, {1: 0.5})
-    yield _draft("sparse-nnz-missing", "6.5", FIELD, _with(listed, params={"value_dtype": "F16"}))
-    yield _draft("sparse-nnz-beyond", "6.8", "bad_params", _with(sparse(side, {1: 0.5}), params={"nnz": 211}))
-    yield _draft(
-        "sparse-value-dtype",
-        "6.5",
-        "bad_params",
-        _with(sparse(side, {1: 0.5}), params={"nnz": 1, "value_dtype": "I32"}),
-    )
-    yield _draft(
-        "sparse-value-dtype-default",
-        "4.2",
-        "not_canonical",
-        _with(sparse(side, {1: 0.5}), params={"nnz": 1, "value_dtype": "F32"}),
-    )
+    beyond: Json = {"encoding": "rtvq", "params": {"bits": 2, "ref": 1}}
+    yield _edit("rtvq-ref-beyond", "6.7", "bad_params", lambda m: m["tensors"][0].update(beyond), late)
+
+
+def _raw_params() -> Iterator[Invalid]:
+    side, d = Counterpart(BACKBONES["one"], "w"), noise("q", 210, 0.01)
     whole = replaced(BACKBONES["one"], "w", random_dense("r", "F32", [2]))
     yield _draft("raw-replace-value-dtype", "6.5", FIELD, _with(whole, params={"value_dtype": "F16"}))
-    yield _draft(
-        "raw-value-dtype-integer", "6.5", "bad_params", _with(raw_delta(side, d), params={"value_dtype": "I16"})
-    )
-    yield _draft(
-        "raw-value-dtype-default", "4.2", "not_canonical", _with(raw_delta(side, d), params={"value_dtype": "BF16"})
-    )
+    delta: dict[str, tuple[str, str, Json]] = {
+        "value-dtype-integer": ("6.5", "bad_params", {"params": {"value_dtype": "I16"}}),
+        "value-dtype-default": ("4.2", "not_canonical", {"params": {"value_dtype": "BF16"}}),
+        "delta-base-integer": ("5.5", "bad_params", {"base": {"dtype": "I16"}}),
+    }
+    for name, (clause, reason, fields) in delta.items():
+        yield _draft(f"raw-{name}", clause, reason, _with(raw_delta(side, d), **fields))
+    framed: Json = {"dtype": "F32", "encoding": "raw", "mode": "added", "name": "h", "shape": [0]}
+    hollow = lean()
+    hollow.tensors = [Tensor(record=framed | {"params": {"zstd_nbytes": 9}}, out=b"", parts={"data": b"x" * 9})]
+    yield _draft("raw-framed-no-elements", "6.5", "bad_params", hollow)
+
+
+def _sparse_params() -> Iterator[Invalid]:
+    delta: dict[str, tuple[str, str, Json]] = {
+        "nnz-missing": ("6.5", FIELD, {"params": {"value_dtype": "F16"}}),
+        "nnz-beyond": ("6.8", "bad_params", {"params": {"nnz": 211}}),
+        "value-dtype": ("6.5", "bad_params", {"params": {"nnz": 1, "value_dtype": "I32"}}),
+        "value-dtype-default": ("4.2", "not_canonical", {"params": {"nnz": 1, "value_dtype": "F32"}}),
+        "delta-base-integer": ("5.5", "bad_params", {"base": {"dtype": "I16"}}),
+    }
+    for name, (clause, reason, fields) in delta.items():
+        listed = sparse(Counterpart(BACKBONES["one"], "w"), {1: 0.5})
+        yield _draft(f"sparse-{name}", clause, reason, _with(listed, **fields))
     chosen = sparse_replace(Counterpart(BACKBONES["full"], "bias"), {1: 4.0})
     chosen.record = {**chosen.record, "params": {"nnz": 1, "value_dtype": "F32"}}
     yield _draft("sparse-replace-value-dtype", "6.5", FIELD, sound(chosen, base="full"))
-    for encoding, tensor in (("raw", raw_delta(side, d)), ("sparse", sparse(side, {1: 0.5}))):
-        yield _draft(f"{encoding}-delta-base-integer", "5.5", "bad_params", _with(tensor, base={"dtype": "I16"}))
-    yield _draft("sign1-framed", "8.1", FIELD, _with(signs(), params={"alpha": "row", "zstd_nbytes": 27}))
-    frames = xdelta(side, pack("BF16", d)).record["params"]
+
+
+def _xdelta_params() -> Iterator[Invalid]:
+    side, data = Counterpart(BACKBONES["one"], "w"), pack("BF16", noise("q", 210, 0.01))
+    frames = xdelta(side, data).record["params"]
     exact: dict[str, tuple[str, Json]] = {
         "not-framed": (FIELD, {"bucket": True}),
         "zero-bytes": ("bad_params", {"zstd_nbytes": 0}),
@@ -460,20 +485,8 @@ def _other_params() -> Iterator[Invalid]:
         "bucket-number": (FIELD, {**frames, "bucket": 1}),
     }
     for name, (reason, params) in exact.items():
-        yield _draft(f"xdelta-{name}", "6.5", reason, _with(xdelta(side, pack("BF16", d)), params=params))
+        yield _draft(f"xdelta-{name}", "6.5", reason, _with(xdelta(side, data), params=params))
     yield _draft("xdelta-integer", "6.9", "bad_params", _integers())
-    framed: Json = {
-        "dtype": "F32",
-        "encoding": "raw",
-        "mode": "added",
-        "name": "h",
-        "params": {"zstd_nbytes": 9},
-        "shape": [0],
-    }
-    hollow = lean()
-    hollow.tensors = [Tensor(record=framed, out=b"", parts={"data": b"x" * 9})]
-    yield _draft("raw-framed-no-elements", "6.5", "bad_params", hollow)
-    yield _record("zero-params", "6.5", FIELD, params={"rows": 210})
 
 
 def _integers() -> Draft:

@@ -103,3 +103,69 @@ def test_place_in_a_message_stands_once(
     first, last = capfd.readouterr().out.splitlines()
     assert first.count("empty.obm") == 1
     assert last == "empty.obm: 1 defect"
+
+
+# Every command that reads a file or folder, with MISSING where its name stands, and every one that writes, with OUT.
+READING = """
+compress MISSING tuned -o out.obm | compress base MISSING -o out.obm | inspect MISSING.obm | verify MISSING.obm
+verify good.obm --base MISSING | verify good.obm --ref MISSING | verify good.obm --key MISSING | stats MISSING.obm
+stats good.obm --base MISSING | diff MISSING.obm good.obm | diff good.obm MISSING.obm
+convert MISSING --from delta --base base -o out.obm | convert MISSING --to delta --base base -o out
+convert MISSING --from peft-lora --base base -o out.obm | convert MISSING --from bitdelta --base base -o out.obm
+convert tuned --from delta --base MISSING -o out.obm | convert good.obm --to delta --base MISSING -o out
+materialize MISSING -o out | materialize --base MISSING --expert good.obm -o out
+materialize --base base --expert MISSING.obm -o out | materialize --base base --expert good.obm --ref MISSING -o out
+materialize --base base --expert good.obm --router MISSING.obm --input x -o out
+route train --base base --prompts a=MISSING --prompts b=MISSING -o out.obm
+route eval --router MISSING.obm --base base --prompts a=MISSING | route predict --router MISSING.obm --base base x
+backbone add MISSING acme/base | push MISSING acme/base:v1 | push good.obm acme/base:v1 --ref MISSING
+sign good.obm --key MISSING | sign MISSING.obm --key MISSING
+login example.com --token-file MISSING --unchecked | serve --port 0 --tls-cert MISSING --tls-key MISSING
+"""
+WRITING = """
+compress base tuned -o OUT.obm | compress base tuned tuned --rtvq 3+2 -o OUT --task a --task b
+stats good.obm --html OUT
+convert good.obm --to delta --base base -o OUT | convert tuned --from delta --base base -o OUT.obm
+materialize --base base --expert good.obm -o OUT | materialize --base base --expert good.obm -o out --report OUT
+pull acme/base:v1 -o OUT.obm | route train --base base --prompts a=p --prompts b=p -o OUT.obm | sign --new-key OUT
+"""
+
+
+def commands(text: str) -> list[str]:
+    return [command.strip() for command in text.replace("\n", " | ").split("|") if command.strip()]
+
+
+@pytest.fixture
+def alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OBM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OBM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("command", commands(READING))
+def test_missing_input_is_not_found(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    args = command.replace("MISSING", "no-such").split()
+    if command.startswith("verify MISSING"):  # whose result lists what is wrong
+        assert main(args) == 3
+        return
+    refused(args, 3, capfd)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("command", commands(WRITING))
+def test_missing_folder_of_an_output_is_not_found(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    args = command.replace("OUT", "no-such/x").split()
+    refused(args, 3, capfd)
+    main([*args, "--json"])
+    error = json.loads(capfd.readouterr().err)
+    assert (error["reason"], error["hint"]) == ("not_found", "create it first")
+    assert error["where"].endswith("no-such")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("command", commands(READING) + commands(WRITING))
+def test_empty_path_is_usage(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["" if "MISSING" in word or "OUT" in word else word for word in command.replace("=MISSING", "=").split()]
+    refused(words, 2, capfd)

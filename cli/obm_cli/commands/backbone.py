@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath
 from obm_cli.registry import open_registry, registry_option
 
 
@@ -17,7 +18,7 @@ def command() -> None:
 
 
 @command.command("add")
-@click.argument("base", metavar="BASE", type=click.Path())
+@click.argument("base", metavar="BASE", type=InputPath())
 @click.argument("ref", metavar="NS/BACKBONE")
 @click.option(
     "--with-weights", is_flag=True, help="Store the weights and tokenizer files too, for `obm backbone pull`."

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, OutputPath
 
 if TYPE_CHECKING:
     from obm_format.compress import Chosen, CompressOptions, CompressReport, Fitted, RtvqReport
 
 
 @click.command("compress")
-@click.argument("base", metavar="BASE", type=click.Path())
-@click.argument("tuned", metavar="TUNED...", nargs=-1, required=True, type=click.Path())
+@click.argument("base", metavar="BASE", type=InputPath())
+@click.argument("tuned", metavar="TUNED...", nargs=-1, required=True, type=InputPath())
 @click.option(
-    "-o", "--output", "out", metavar="X.obm", required=True, type=click.Path(),
+    "-o", "--output", "out", metavar="X.obm", required=True, type=OutputPath(),
     help="The file to write; with --rtvq the folder.",
 )  # fmt: skip
 @click.option(

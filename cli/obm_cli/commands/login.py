@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from obm_cli import output, settings
+from obm_cli.paths import InputPath
 from obm_format.errors import UsageError
 
 
@@ -16,7 +17,7 @@ from obm_format.errors import UsageError
 @click.argument("registry", metavar="REGISTRY")
 @click.option("--username", default="token", show_default=True, help="User name that goes with the secret.")
 @click.option(
-    "--token-file", type=click.Path(path_type=Path),
+    "--token-file", type=InputPath(path_type=Path),
     help="File with the token or password [default: OBM_TOKEN_FILE, else standard input].",
 )  # fmt: skip
 @click.option("--unchecked", is_flag=True, help="Store it without asking the registry.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, NeededPath, OutputPath, require_folder
 from obm_cli.registry import expert_path, registry_option
 from obm_format.errors import UsageError
 
@@ -23,8 +24,8 @@ OUTPUT_REASONS = frozenset({"exists", "not_found", "disk_full"})  # what has not
 
 
 @click.command("materialize")
-@click.argument("recipe", metavar="[RECIPE.yaml]", required=False, type=click.Path())
-@click.option("--base", metavar="BASE", type=click.Path(), help="The backbone: a folder or a safetensors file.")
+@click.argument("recipe", metavar="[RECIPE.yaml]", required=False, type=InputPath())
+@click.option("--base", metavar="BASE", type=InputPath(), help="The backbone: a folder or a safetensors file.")
 @click.option(
     "--expert",
     "experts",
@@ -33,7 +34,7 @@ OUTPUT_REASONS = frozenset({"exists", "not_found", "disk_full"})  # what has not
     help="An expert: a file, a reference, or a dense fine-tune's folder or safetensors file; repeatable.",
 )
 @click.option(
-    "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
+    "--ref", "refs", metavar="FILE", multiple=True, type=NeededPath(),
     help="The base vector that rtvq experts refer to [default: looked for beside them]; repeatable.",
 )  # fmt: skip
 @click.option(
@@ -71,9 +72,9 @@ OUTPUT_REASONS = frozenset({"exists", "not_found", "disk_full"})  # what has not
 @click.option("--seed", type=int, metavar="N", help="Seed of dare, dare-ties and random cuts.")
 @click.option("--dtype", metavar="DTYPE", help="F32, F16 or BF16 for all floating tensors [default: each its own].")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads to use [default: all].")
-@click.option("--report", metavar="F.json", type=click.Path(), help="Also write the report to a file.")
+@click.option("--report", metavar="F.json", type=InputPath(), help="Also write the report to a file.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written, from headers only.")
-@click.option("-o", "--output", "out", metavar="DIR", type=click.Path(), help="The folder to write.")
+@click.option("-o", "--output", "out", metavar="DIR", type=OutputPath(), help="The folder to write.")
 @registry_option
 @output.json_option
 def command(
@@ -186,9 +187,11 @@ def _check_report(report: str | None, out: str) -> None:
     """Refuse a report that cannot be written before the work; it may lie in the folder that is to be made."""
     if report is None:
         return
+    if Path(report).is_dir():
+        raise UsageError("usage", "the report is a folder", where=report, hint="name a file in it")
     folder = Path(report).absolute().parent
-    if Path(report).is_dir() or not (folder.is_dir() or folder == Path(out).absolute()):
-        raise UsageError("usage", "the report cannot be written there", where=report, hint="name a file in a folder")
+    if folder != Path(out).absolute():
+        require_folder(folder)
 
 
 def _routed_by(recipe: Recipe, router: Path, text: str) -> Recipe:

@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from obm_cli import output
+from obm_cli.paths import OutputPath
 from obm_cli.registry import open_registry, registry_option
 
 
 @click.command("pull")
 @click.argument("ref", metavar="REF")
-@click.option("-o", "--output", "out", type=click.Path(), help="The file to write [default: TAG.obm].")
+@click.option("-o", "--output", "out", type=OutputPath(), help="The file to write [default: TAG.obm].")
 @registry_option
 @output.json_option
 def command(ref: str, out: str | None, registry: str | None, as_json: bool) -> None:

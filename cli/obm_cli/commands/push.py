@@ -7,15 +7,16 @@ import dataclasses
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, NeededPath
 from obm_cli.registry import open_registry, registry_option
 
 
 @click.command("push")
-@click.argument("file", metavar="X.obm", type=click.Path())
+@click.argument("file", metavar="X.obm", type=InputPath())
 @click.argument("ref", metavar="REF")
 @click.option("--move", is_flag=True, help="Move the tag if it names another expert.")
 @click.option(
-    "--ref", "bases", metavar="FILE", multiple=True, type=click.Path(),
+    "--ref", "bases", metavar="FILE", multiple=True, type=NeededPath(),
     help="The base vector that an rtvq expert refers to [default: looked for beside it]; repeatable.",
 )  # fmt: skip
 @registry_option

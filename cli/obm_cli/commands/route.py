@@ -7,6 +7,7 @@ import dataclasses
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, OutputPath
 from obm_cli.registry import expert_path, registry_option
 from obm_format.errors import UsageError
 
@@ -25,10 +26,10 @@ def command() -> None:
 
 
 @command.command("train")
-@click.option("--base", metavar="BASE", required=True, type=click.Path(), help="The backbone, with its tokenizer.")
+@click.option("--base", metavar="BASE", required=True, type=InputPath(), help="The backbone, with its tokenizer.")
 @_prompts
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the held-out choice.")
-@click.option("-o", "--output", "out", metavar="R.obm", required=True, type=click.Path(), help="The file to write.")
+@click.option("-o", "--output", "out", metavar="R.obm", required=True, type=OutputPath(), help="The file to write.")
 @output.json_option
 def train(base: str, prompts: tuple[str, ...], seed: int, out: str, as_json: bool) -> None:
     """Fit a router on prompts per route, over the frozen backbone.
@@ -50,7 +51,7 @@ def train(base: str, prompts: tuple[str, ...], seed: int, out: str, as_json: boo
 
 @command.command("eval")
 @click.option("--router", metavar="R", required=True, help="The router: a file or a reference.")
-@click.option("--base", metavar="BASE", required=True, type=click.Path(), help="The backbone, with its tokenizer.")
+@click.option("--base", metavar="BASE", required=True, type=InputPath(), help="The backbone, with its tokenizer.")
 @_prompts
 @registry_option
 @output.json_option
@@ -72,7 +73,7 @@ def evaluate(router: str, base: str, prompts: tuple[str, ...], registry: str | N
 @command.command("predict")
 @click.argument("text", metavar="TEXT")
 @click.option("--router", metavar="R", required=True, help="The router: a file or a reference.")
-@click.option("--base", metavar="BASE", required=True, type=click.Path(), help="The backbone, with its tokenizer.")
+@click.option("--base", metavar="BASE", required=True, type=InputPath(), help="The backbone, with its tokenizer.")
 @registry_option
 @output.json_option
 def predict(text: str, router: str, base: str, registry: str | None, as_json: bool) -> None:

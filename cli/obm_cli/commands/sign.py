@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, OutputPath
 from obm_cli.registry import open_registry, registry_option
 from obm_format.errors import FormatError, UsageError
 
 
 @click.command("sign")
 @click.argument("expert", metavar="[X]", required=False)
-@click.option("--key", type=click.Path(path_type=Path), help="The private key to sign with.")
-@click.option("--new-key", type=click.Path(path_type=Path), help="Write a new private key, and FILE.pub beside it.")
+@click.option("--key", type=InputPath(path_type=Path), help="The private key to sign with.")
+@click.option("--new-key", type=OutputPath(path_type=Path), help="Write a new private key, and FILE.pub beside it.")
 @registry_option
 @output.json_option
 def command(expert: str | None, key: Path | None, new_key: Path | None, registry: str | None, as_json: bool) -> None:

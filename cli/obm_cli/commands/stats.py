@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from obm_cli import output
+from obm_cli.paths import InputPath, OutputPath
 from obm_cli.registry import expert_source, registry_option
 
 
 @click.command("stats")
 @click.argument("expert", metavar="X")
-@click.option("--base", metavar="BASE", type=click.Path(), help="Its backbone: also measure how far weights move.")
-@click.option("--html", metavar="F", type=click.Path(), help="Also write a page with a layer by matrix heat map.")
+@click.option("--base", metavar="BASE", type=InputPath(), help="Its backbone: also measure how far weights move.")
+@click.option("--html", metavar="F", type=OutputPath(), help="Also write a page with a layer by matrix heat map.")
 @registry_option
 @output.json_option
 def command(expert: str, base: str | None, html: str | None, registry: str | None, as_json: bool) -> None:

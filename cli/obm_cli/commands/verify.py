@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from obm_cli import output, settings
+from obm_cli.paths import InputPath, NeededPath
 from obm_cli.registry import expert_source, open_registry, registry_option
 from obm_format.container.reader import Defect
 from obm_format.errors import FormatError, ObmError
@@ -15,16 +16,16 @@ from obm_format.errors import FormatError, ObmError
 
 @click.command("verify")
 @click.argument("expert", metavar="X")
-@click.option("--base", metavar="BASE", type=click.Path(), help="Also check that this is its backbone.")
+@click.option("--base", metavar="BASE", type=InputPath(), help="Also check that this is its backbone.")
 @click.option("--deep", is_flag=True, help="Also decode every tensor and check every frame.")
 @click.option(
-    "--ref", "refs", metavar="FILE", multiple=True, type=click.Path(),
+    "--ref", "refs", metavar="FILE", multiple=True, type=NeededPath(),
     help="The base vector that an rtvq expert refers to [default: looked for beside it]; repeatable.",
 )  # fmt: skip
 @click.option("--id", "expected_id", metavar="ID", help="The artifact id that the file must have.")
 @click.option("--signature", is_flag=True, help="Also ask for the signature of a trusted key.")
 @click.option(
-    "--key", "keys", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
+    "--key", "keys", metavar="FILE", multiple=True, type=InputPath(path_type=Path),
     help="Public keys to trust, instead of those in trusted_keys in OBM_HOME; implies --signature; repeatable.",
 )  # fmt: skip
 @registry_option

@@ -46,8 +46,10 @@ def read_secret(path: Path) -> str:
 
     Raises:
         UsageError: `usage`, there is none.
-        ObmError: `io`.
+        RegistryError: `not_found` or `io`.
     """
+    if not path.exists():
+        raise RegistryError("not_found", "there is no such file", where=str(path))
     with disk_errors(str(path)), path.open("rb") as file:
         data = file.read(MAX_SECRET + 1)
     return parse_secret(data.decode("utf-8", "replace"), str(path))

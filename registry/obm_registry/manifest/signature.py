@@ -103,7 +103,7 @@ def sign(artifact_id: str, key_file: Path) -> Signature:
 
     Raises:
         UsageError: `usage`, no Ed25519 key can be read there; `missing_dependency`.
-        ObmError: `io`.
+        ObmError: `not_found` or `io`.
     """
     key = _read_private(key_file)
     public = f"ed25519:{key.public_key().public_bytes_raw().hex()}"
@@ -249,6 +249,8 @@ def _read_private(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ed25519
 
+    if not path.is_file():
+        raise ObmError("not_found", "there is no such key file", where=str(path))
     with disk_errors(str(path)), path.open("rb") as file:
         mode, data = os.fstat(file.fileno()).st_mode, file.read(_MAX_KEY_FILE)
     if os.name != "nt" and mode & 0o077:

@@ -145,8 +145,9 @@ def test_report_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     ok(capfd, "compress", "base", "math", "-o", "math.obm", "--task", "math")
     asked = ("materialize", "--base", "base", "--expert", "math.obm", "-o", "out", "--report")
-    for report in ("no/report.json", "base"):
-        assert refused(capfd, *asked, report)[1]["where"] == report
+    for report, where, reason in (("no/report.json", "no", "not_found"), ("base", "base", "usage")):
+        error = refused(capfd, *asked, report)[1]
+        assert (error["where"], error["reason"]) == (where, reason)
         assert not (folder / "out").exists()
     made = ok(capfd, *asked, "out/report.json")
     assert json.loads((folder / "out" / "report.json").read_text()) == made

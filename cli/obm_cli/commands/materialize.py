@@ -189,8 +189,8 @@ def _check_report(report: str | None, out: str) -> None:
         return
     if Path(report).is_dir():
         raise UsageError("usage", "the report is a folder", where=report, hint="name a file in it")
-    folder = Path(report).absolute().parent
-    if folder != Path(out).absolute():
+    folder = Path(report).parent
+    if folder.absolute() != Path(out).absolute():
         require_folder(folder)
 
 

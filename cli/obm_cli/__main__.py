@@ -47,7 +47,7 @@ def _leave(status: int) -> NoReturn:
     """End the process without taking the interpreter apart: that takes as long as loading it, and forgets nothing.
 
     It would also end by killing itself after an interrupt that passed through code made from a string (dataclasses
-    make such), answered or not.
+    make such), answered or not. Source: ADR 0044.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,8 @@ from pathlib import Path
 from obm_format.checkpoint_writer import refuse_occupied
 from obm_format.errors import CheckpointError, ObmError
 from obm_format.layout import part_layouts
-from obm_format.merge.methods import Cut
+from obm_format.merge.arithmetic import kernel_combine
+from obm_format.merge.methods import Cut, Rescale
 from obm_format.merge.plan import Header, MergePlan, Participant, Step, check_backbone, plan_merge
 from obm_format.merge.recipe import Recipe
 from obm_format.merge.survey import is_needed, looks
@@ -22,6 +23,7 @@ from obm_format.model import SignParams, TensorRecord, TensorSpec
 
 FRAME_NBYTES = 4 << 20  # what a framed part holds beside the piece that is taken from it
 SURVEY_NBYTES = (1 << 16) * 8  # counts of magnitudes, per expert
+_DECODING_COPIES = 2  # of float32 values, while all of a tensor is decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +119,21 @@ def _step_nbytes(step: Step, plan: MergePlan, piece_nbytes: int) -> int:
     if step.routed is not None and plan.routed not in dense:
         records.append(step.routed)
     operands = sum(_operand_nbytes(record, numel) for record in records)
-    windows = 4 * (3 * len(step.others) + 4) * min(numel, 2 * WINDOW) if step.others else 0
+    windows = 4 * (3 * len(step.others) + 4) * min(numel, 2 * WINDOW) if _makes_values(step, plan) else 0
     drawn = 24 * min(numel, WINDOW) * (plan.recipe.arithmetic.cut is Cut.RANDOM and thinned)
-    return numel * step.spec.dtype.itemsize + operands + windows + drawn
+    return numel * step.spec.dtype.itemsize + operands + windows + drawn + 2 * SURVEY_NBYTES * thinned
+
+
+def _makes_values(step: Step, plan: MergePlan) -> bool:
+    """Whether task vectors are made in windows, because the kernels cannot thin or combine them as they are."""
+    arithmetic = plan.recipe.arithmetic
+    weights = [plan.participants[one.participant].weight for one in step.others]
+    if kernel_combine(arithmetic, weights, zero_is_positive=arithmetic.zero_is_positive) is None:
+        return True
+    ranks = arithmetic.cut is not Cut.RANDOM and arithmetic.rescale is Rescale.NONE
+    return any(
+        plan.participants[one.participant].density < 1 and not (ranks and one.record.is_exact) for one in step.others
+    )
 
 
 def _operand_nbytes(record: TensorRecord, numel: int) -> int:
@@ -132,5 +146,7 @@ def _operand_nbytes(record: TensorRecord, numel: int) -> int:
 
 
 def _survey_nbytes(step: Step) -> int:
-    """Private memory of a look at a whole tensor."""
-    return sum(_operand_nbytes(one.record, step.spec.numel) for one in step.others) + 16 * WINDOW
+    """Private memory of a look at a whole tensor: values are decoded at once, through copies of them."""
+    decoded = [one.record for one in step.others if not isinstance(one.record.params, SignParams)]
+    copies = _DECODING_COPIES * 4 * step.spec.numel * any(not record.is_exact for record in decoded)
+    return sum(_operand_nbytes(one.record, step.spec.numel) for one in step.others) + copies + 16 * WINDOW

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import shifted, tiny_llama, write_checkpoint
+from memory import memory_of
 from tiny_experts import KERNELS, fine_tune, integers, save, tensor, tiny_backbone, tiny_expert
 
 from obm_format import compress_checkpoint, open_expert
@@ -137,33 +135,6 @@ class Sink:
         pass
 
 
-MEASURE = """
-import json, sys, threading, time
-from pathlib import Path
-from obm_format import materialize, parse_recipe
-from obm_format.merge.meter import private_bytes
-
-folder, threads = Path(sys.argv[1]), int(sys.argv[2])
-recipe = parse_recipe({"route": "a", "lam": 0.5, "scope": "all"})
-experts = [folder / "a.obm", folder / "b.obm"]
-materialize(folder / "base", experts, recipe, folder / f"warm{threads}", threads=threads)
-idle, peak, over = private_bytes(), 0, threading.Event()
-
-def watch():
-    global peak
-    while not over.is_set():
-        peak = max(peak, private_bytes())
-        time.sleep(0.0005)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-made = materialize(folder / "base", experts, recipe, folder / f"out{threads}", threads=threads)
-over.set()
-watcher.join()
-print(json.dumps({"idle": idle, "peak": peak, "reported": made.peak_private_bytes}))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_private_memory_stays_below_64_mb_and_a_tensor_per_worker(tmp_path: Path, threads: int) -> None:
@@ -176,10 +147,8 @@ def test_private_memory_stays_below_64_mb_and_a_tensor_per_worker(tmp_path: Path
         write_checkpoint(tmp_path / task, tuned)
         options = CompressOptions(task=task, position=position)
         compress_checkpoint(tmp_path / "base", tmp_path / task, tmp_path / f"{task}.obm", options)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), str(threads)], capture_output=True, text=True, check=True
-    )
-    seen = json.loads(done.stdout)
+    recipe = {"route": "a", "lam": 0.5, "scope": "all"}
+    seen = memory_of(tmp_path, ["a.obm", "b.obm"], recipe, threads)
     largest = 2 * shape[0] * shape[1]
-    assert seen["peak"] - seen["idle"] <= (64 << 20) + threads * largest
-    assert abs(seen["reported"] - seen["peak"]) <= 16 << 20
+    assert seen.taken <= (64 << 20) + threads * largest
+    assert abs(seen.reported - seen.taken) <= 16 << 20

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+from checkpoints import write_checkpoint
+from memory import memory_of
 from tiny_experts import Tensors, fine_tune, save, tensor, tiny_backbone, tiny_expert
 
 from obm_format.checkpoint import Checkpoint, open_checkpoint
+from obm_format.compress import CompressOptions, compress_checkpoint
 from obm_format.expert import Expert
 from obm_format.merge import materialize, parse_recipe, plan_merge
 from obm_format.merge.dense import Source, open_dense
+from obm_format.merge.execute import PIECE_NBYTES
+from obm_format.merge.folder import open_sources
 from obm_format.merge.preview import needs, refusals
+from obm_format.model import DType
 
+FACTOR = 2.5  # what a foreseen amount of memory may be off by, either way
 LINEAR = ("l.attn.weight", "l.mlp.weight")
 
 
@@ -21,6 +30,22 @@ def experts_of(folder: Path, base: Tensors) -> list[Source]:
         tiny_expert(folder / f"{task}.obm", base, fine_tune(base, seed), compressed=LINEAR, task=task)
         for seed, task in enumerate("abc", 1)
     ]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone of three matrices of 34 MB, fine-tunes of it (a, b, c), and experts: exact, 1-bit and ternary."""
+    folder, rng, shape = tmp_path_factory.mktemp("large"), np.random.default_rng(0), (4096, 4096)
+    base = {f"model.layers.0.mlp.{kind}_proj.weight": rng.normal(0, 0.02, shape) for kind in ("gate", "up", "down")}
+    write_checkpoint(folder / "base", {name: (DType.BF16, values) for name, values in base.items()})
+    encodings = {"a": {"position": "none"}, "b": {"position": "linear"}, "c": {"encoding": "tern1"}}
+    for task, encoding in encodings.items():
+        tuned = {name: (DType.BF16, values + rng.normal(0, 5e-4, shape)) for name, values in base.items()}
+        write_checkpoint(folder / task, tuned)
+        compress_checkpoint(
+            folder / "base", folder / task, folder / f"{task}.obm", CompressOptions(task=task, **encoding)
+        )
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -64,6 +89,31 @@ def test_memory_grows_with_threads_and_pieces_but_not_with_dense_operands(tmp_pa
 
         assert peak(dense, 1, 64) < peak(dense, 2, 64) < peak(dense, 2, 256)
         assert peak(dense, 1, 64) < peak(exact, 1, 64), "a dense fine-tune stays in its map"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experts", "content"),
+    [
+        (["a", "b", "c"], {"method": "ties"}),
+        (["a", "b", "c"], {"method": "ties", "density": 0.2, "compat": "mergekit"}),
+        (["a.obm", "b.obm", "c.obm"], {"route": "a"}),
+        (["a.obm", "b.obm", "c.obm"], {"route": "b", "scope": "all", "lam": 0.5}),
+        (["a.obm", "b.obm", "c.obm"], {"method": "ties", "density": 0.5}),
+        (["b.obm", "c.obm"], {"method": "ties", "density": 0.5, "trim_scope": "global"}),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_is_that_of_the_merge_to_a_factor(
+    large: Path, experts: list[str], content: dict[str, object], threads: int
+) -> None:
+    paths = [large / one for one in experts]
+    with ExitStack() as stack:
+        backbone, sources = open_sources(large / "base", paths, stack)
+        plan = plan_merge(backbone.tensors, sources, parse_recipe(content))
+        expected = needs(plan, threads=threads, piece_nbytes=PIECE_NBYTES).peak_private_bytes
+    taken = memory_of(large, experts, content, threads).taken
+    assert expected / FACTOR <= taken <= expected * FACTOR
 
 
 def opened(folder: Path, base: Tensors) -> tuple[Checkpoint, list[Source]]:

@@ -66,7 +66,8 @@ def _serve() -> None:
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, is_conditional = environ["PATH_INFO"], any(name in environ for name in _CONDITIONS)
-        if path.startswith("/shut-shelf/"):
+        is_listed = path == "/shut-shelf" and environ["REQUEST_METHOD"] == "GET"
+        if path.startswith("/shut-shelf/") or is_listed:
             return _refuse(start_response, "403 Forbidden", "AccessDenied")
         if path.startswith("/poor-"):
             for name in (*_CONDITIONS, "HTTP_RANGE"):

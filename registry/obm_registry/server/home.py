@@ -34,7 +34,7 @@ def open_home(home: Path, *, db: str | None = None, blobs: str | None = None) ->
 
     Raises:
         UsageError: `usage` for a URL of another kind; `missing_dependency` for a bucket without boto3.
-        RegistryError: `io`, `busy`, `disk_full`.
+        RegistryError: `io`, `busy`, `disk_full`; `not_found`, `unauthorized`, `denied`, `network` for a bucket.
     """
     path = home / "registry.sqlite3" if db is None else _local_path(db, "sqlite", "--db")
     with disk_errors(str(home)):
@@ -46,7 +46,9 @@ def open_home(home: Path, *, db: str | None = None, blobs: str | None = None) ->
 def _open_blobs(home: Path, url: str | None) -> BlobStore:
     if url is not None and url.startswith("s3://"):
         name, prefix, _ = parse_bucket_url(url)
-        return S3Blobs(Bucket(name), prefix, home / "incoming")
+        bucket = Bucket(name)
+        bucket.first_keys(prefix)  # a bucket that is not there, or is not ours, shows now and not at the first push
+        return S3Blobs(bucket, prefix, home / "incoming")
     return LocalBlobs(home / "data" if url is None else _local_path(url, "file", "--blobs"))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from registry_server import RunningServer, digest_of, image, push_blob, put_manifest, running_server
+
+from obm_cli.main import main
 
 REPOSITORY = "acme/shelved"
 
@@ -92,3 +96,18 @@ def test_collection_takes_objects_out_of_the_bucket(shelved: RunningServer) -> N
     assert (done["deleted"], done["orphans"]) == (1, 0)
     assert httpx.get(link, trust_env=False).status_code in (403, 404)  # S3 tells strangers no more
     assert admin.get(f"/v2/{REPOSITORY}/blobs/{kept}", follow_redirects=True).content == b"{}"
+
+
+@pytest.mark.parametrize(("bucket", "code", "reason"), [("absent-shelf", 3, "not_found"), ("shut-shelf", 6, "denied")])
+def test_a_bucket_that_cannot_be_used_is_told_at_the_start(
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    bucket: str,
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("OBM_HOME", str(tmp_path / "home"))
+    assert main(["serve", "--port", "0", "--blobs", f"s3://{bucket}/x", "--json"]) == code
+    assert json.loads(capfd.readouterr().err.splitlines()[-1])["reason"] == reason

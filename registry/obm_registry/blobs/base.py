@@ -71,7 +71,7 @@ class BlobStore(Protocol):
         could be written.
 
         Raises:
-            RegistryError: `network`, `denied`, `io`; the object is as it was then.
+            RegistryError: `io`, `disk_full`; the object is as it was then.
         """
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
 from obm_registry.manifest.attached import attach
-from obm_registry.manifest.backbone import BackbonePackage, other_backbone, package_checkpoint
+from obm_registry.manifest.backbone import BACKBONE_TAG, BackbonePackage, other_backbone, package_checkpoint
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     ExpertPackage,
@@ -41,13 +41,13 @@ from obm_registry.manifest.signature import (
     signatures_for,
     write_signatures,
 )
+from obm_registry.manifest.weights import require_expert_tag
 from obm_registry.refs import Ref, parse_ref
 from obm_registry.service import backbones, blobs, listing, lookup, publish, tags, weights
 from obm_registry.service.collect import DEFAULT_GRACE_S, Collected, collect
 from obm_registry.service.fsck import examine
 from obm_registry.service.registry import Registry
 
-BACKBONE_TAG = "backbone"
 _ATTEMPTS = 3
 
 
@@ -205,6 +205,7 @@ class EmbeddedRegistry:
         where = _local(ref)
         if where.tag is None or where.digest is not None:
             raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
+        require_expert_tag(where.tag)
         change = tags.TagChange(move=move, actor=self._actor)
         source = PathSource(file)
         with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
@@ -379,6 +380,7 @@ class EmbeddedRegistry:
             UsageError: `bad_ref`.
         """
         where = _local(ref)
+        require_expert_tag(name)
         change = tags.TagChange(move=move, actor=self._actor)
         found = tags.move_tag(self._registry, where.repository, _target(where), name, change)
         return reports.Named(ref=str(where.with_tag(name)), manifest_digest=found.digest)

@@ -15,6 +15,7 @@ from obm_registry.client.transfer import read_whole
 from obm_registry.client.withdrawal import is_withdrawn
 from obm_registry.manifest.backbone import (
     BACKBONE_CONFIG,
+    BACKBONE_TAG,
     BACKBONE_TYPE,
     MAX_CONFIG_NBYTES,
     BackboneTable,
@@ -26,7 +27,6 @@ from obm_registry.manifest.strictjson import parse_json
 from obm_registry.manifest.weights import WEIGHTS_TAG
 from obm_registry.refs import Ref, is_digest, printable
 
-BACKBONE_TAG = "backbone"
 MAX_EXPERT_CONFIG = 1 << 20
 _THREADS = 8
 _WITHDRAWN = "withdrawn: "  # how our own server's warning begins

@@ -22,13 +22,14 @@ from obm_registry import reports
 from obm_registry.client.attachments import publish_attached, read_signatures
 from obm_registry.client.cache import Cache
 from obm_registry.client.extras import Extras
-from obm_registry.client.listing import BACKBONE_TAG, find_table, list_backbone, list_experts, require_room
+from obm_registry.client.listing import find_table, list_backbone, list_experts, require_room
 from obm_registry.client.store import FoundManifest, ReadFrom, Store, TagRule
 from obm_registry.client.transfer import push_blobs
 from obm_registry.client.weights import pull_weights, push_weights
 from obm_registry.client.withdrawal import is_withdrawn, withdraw
 from obm_registry.durable import copy_file
 from obm_registry.manifest.backbone import (
+    BACKBONE_TAG,
     BACKBONE_TYPE,
     BackbonePackage,
     BackboneTable,
@@ -53,7 +54,7 @@ from obm_registry.manifest.signature import (
     signatures_for,
     write_signatures,
 )
-from obm_registry.manifest.weights import WEIGHTS_TYPE
+from obm_registry.manifest.weights import WEIGHTS_TYPE, require_expert_tag
 from obm_registry.refs import Ref, parse_ref
 
 T = TypeVar("T")
@@ -183,6 +184,7 @@ class ClientRegistry:
         where = self._parse(ref)
         if where.tag is None or where.digest is not None:
             raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
+        require_expert_tag(where.tag)
         source = PathSource(file)
         with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
             require_sound(container, progress)
@@ -322,6 +324,7 @@ class ClientRegistry:
     def tag(self, ref: str, name: str, *, move: bool = False) -> reports.Named:
         """See `ExpertRegistry.tag`."""
         where = self._parse(ref)
+        require_expert_tag(name)
         found = self._store.manifest(where.repository, _target(where))
         named = where.with_tag(name)
         parse_ref(str(named))

@@ -28,6 +28,7 @@ from obm_registry.manifest.oci import (
 from obm_registry.manifest.strictjson import encode_json, parse_json
 
 BACKBONE_TYPE = "application/vnd.obm.backbone.v1"
+BACKBONE_TAG = "backbone"
 BACKBONE_CONFIG = "application/vnd.obm.backbone.config.v1+json"
 FINGERPRINT = "io.obm.fingerprint"
 MAX_CONFIG_NBYTES = 64 * MIB

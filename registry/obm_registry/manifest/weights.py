@@ -15,11 +15,11 @@ import numpy as np
 
 from obm_format.checkpoint import Checkpoint, is_side_file
 from obm_format.checkpoint_plan import PlannedFile, plan_files
-from obm_format.errors import RegistryError
+from obm_format.errors import RegistryError, UsageError
 from obm_format.limits import MIB
 from obm_format.progress import Progress, silent
 from obm_registry.manifest import segments
-from obm_registry.manifest.backbone import FINGERPRINT, BackboneTable
+from obm_registry.manifest.backbone import BACKBONE_TAG, FINGERPRINT, BackboneTable
 from obm_registry.manifest.oci import (
     EMPTY_BODY,
     EMPTY_TYPE,
@@ -256,6 +256,16 @@ def _parse_side(layers: Sequence[Descriptor]) -> dict[str, Descriptor]:
         if not is_side_file(name) or row.size > MAX_SIDE_NBYTES:
             raise bad_manifest("manifest.layers", "a configuration or tokenizer file", name)
     return found
+
+
+def require_expert_tag(tag: str) -> None:
+    """Refuse to give an expert one of the names that stand for the backbone and its weights.
+
+    Raises:
+        UsageError: `bad_ref`.
+    """
+    if tag in (BACKBONE_TAG, WEIGHTS_TAG):
+        raise UsageError("bad_ref", "this tag is kept for the backbone", got=tag, hint="choose another tag")
 
 
 def no_weights(repository: str) -> RegistryError:

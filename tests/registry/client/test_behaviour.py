@@ -153,6 +153,21 @@ def test_tag_moves_only_when_asked(there: ExpertRegistry, base: Path, tmp_path: 
     assert there.resolve(f"{repository}:old").manifest_digest == second.manifest_digest
 
 
+@pytest.mark.parametrize("name", ["backbone", "backbone-weights"])
+def test_the_backbones_own_names_are_for_no_expert(
+    there: ExpertRegistry, expert: Path, repository: str, name: str
+) -> None:
+    there.push(expert, f"{repository}:chat")
+    for refused in (
+        lambda: there.push(expert, f"{repository}:{name}", move=True),
+        lambda: there.tag(f"{repository}:chat", name, move=True),
+    ):
+        with pytest.raises(UsageError) as caught:
+            refused()
+        assert caught.value.reason == "bad_ref"
+    assert there.backbone(repository).n_experts == 1
+
+
 def test_an_expert_of_another_backbone_is_refused(there: ExpertRegistry, tmp_path: Path, repository: str) -> None:
     stranger = write_expert(tmp_path / "s.obm", write_backbone(tmp_path / "other", seed=5))
     with pytest.raises(BackboneMismatch) as caught:

@@ -88,8 +88,8 @@ class Table(NamedTuple):
 
     Args:
         ops, planes, weights: as of `cpu_loops.Operands`.
-        count: number of planes.
-        shifts: the table, float32[2^count]; with fewer than 4 planes it has 16 entries and repeats.
+        depth: number of planes.
+        shifts: the table, float32[2^depth]; with fewer than 4 planes it has 16 entries and repeats.
         sums: float32[2, SUM_ROWS, SUM_ROW].
         choices: float32[2, 8]: the value of each plane for a clear bit and for a set one.
         bits: int64[8]: addresses of the sign bits of each plane.
@@ -99,7 +99,7 @@ class Table(NamedTuple):
     ops: Int
     planes: Int
     weights: Int
-    count: Int
+    depth: Int
     shifts: Int
     sums: Int
     choices: Int
@@ -154,7 +154,7 @@ def _choice(table, is_set, p):
 def _read_alphas(table, row, col):
     """Put the values of one place into the choices; whether any of them changed."""
     changed = False
-    for p in range(table.count):
+    for p in range(table.depth):
         group = _plane(table, p, GROUP)
         place = col // group if col >= group else np.int64(0)
         alpha = float_at(
@@ -228,20 +228,20 @@ def _make(job, table):
 def _add_blocks(table, out, source, blocks):
     """Add the shifts of whole blocks, from addresses `source` to `out`; `table.bits` has those of the sign bits."""
     few = _bits(table, 0), _bits(table, 1), _bits(table, 2), _bits(table, 3)
-    if table.count <= FEW:  # planes that are not there repeat the first; the table repeats too
+    if table.depth <= FEW:  # planes that are not there repeat the first; the table repeats too
         add_few(out, source, table.shifts, few, blocks)
     else:
         many = (*few, _bits(table, 4), _bits(table, 5), _bits(table, 6), _bits(table, 7))
-        add_many(out, source, table.shifts, many, np.uint8((1 << table.count) - 1), blocks)
+        add_many(out, source, table.shifts, many, np.uint8((1 << table.depth) - 1), blocks)
 
 
 @step
 def _add_part(table, out, source, done, n):
     """As `_add_blocks` for n elements, less than a block, after `done` ones; by way of the scratch."""
     for p in range(MANY):
-        if p < table.count:
+        if p < table.depth:
             copy(table.part + _ROW_BYTES * p, _bits(table, p) + done // 8, (n + 7) // 8)
-        put_long(table.bits + 8 * p, table.part + _ROW_BYTES * (p if p < table.count else 0))
+        put_long(table.bits + 8 * p, table.part + _ROW_BYTES * (p if p < table.depth else 0))
     copy(table.part + _PART_IN, source + 2 * done, 2 * n)
     _add_blocks(table, table.part + _PART_OUT, table.part + _PART_IN, np.int64(1))
     copy(out + 2 * done, table.part + _PART_OUT, 2 * n)
@@ -263,7 +263,7 @@ def _add_run(table, out, source, n):
 @step
 def _word(table, p, w):
     """The word of plane p that is `w` bytes on; 0 for a plane that is not there."""
-    return word_at(_bits(table, p) + w) if p < table.count else u32(0)
+    return word_at(_bits(table, p) + w) if p < table.depth else u32(0)
 
 
 @step
@@ -291,13 +291,13 @@ def _add_words(table, out, source, n):
     whole, low, high = n // WORD, _entries(table, 0), _entries(table, 8)
     for w in range(0, 4 * whole, 4):
         to, by = out + 16 * w, source + 16 * w
-        if table.count <= FEW:
+        if table.depth <= FEW:
             a, b, c, d = _four_words(table, 0, w)
-            if table.count == 1:
+            if table.depth == 1:
                 add_brains1(to, by, (low[0], low[1]), (a,))
-            elif table.count == 2:
+            elif table.depth == 2:
                 add_brains2(to, by, (low[0], low[1], low[2], low[3]), (a, b))
-            elif table.count == 3:
+            elif table.depth == 3:
                 add_brains3(to, by, low, (a, b, c))
             else:
                 add_brains4(to, by, low + high, (a, b, c, d))
@@ -310,7 +310,7 @@ def _add_words(table, out, source, n):
 def _pattern(table, i):
     """The sign bits of element i, that of the first plane lowest."""
     pattern = np.int64(0)
-    for p in range(table.count):
+    for p in range(table.depth):
         pattern |= ((byte_at(_bits(table, p) + (i >> 3)) >> (i & 7)) & 1) << p
     return pattern
 
@@ -320,13 +320,13 @@ def _look_up(into, table, n):
     """into[i] = the shift for the sign bits of element i."""
     to, whole, low, high = np.int64(into.ctypes.data), n // WORD, _entries(table, 0), _entries(table, 8)
     for w in range(0, 4 * whole, 4):
-        if table.count <= FEW:
+        if table.depth <= FEW:
             a, b, c, d = _four_words(table, 0, w)
-            if table.count == 1:
+            if table.depth == 1:
                 put_choice1(to + 32 * w, (low[0], low[1]), (a,))
-            elif table.count == 2:
+            elif table.depth == 2:
                 put_choice2(to + 32 * w, (low[0], low[1], low[2], low[3]), (a, b))
-            elif table.count == 3:
+            elif table.depth == 3:
                 put_choice3(to + 32 * w, low, (a, b, c))
             else:
                 put_choice4(to + 32 * w, low + high, (a, b, c, d))
@@ -353,7 +353,7 @@ def _prepare(job, table, part, col):
 def _point(table, row, col):
     """Let the bits be those from a place on; planes that are not there repeat the first."""
     for p in range(MANY):
-        q = p if p < table.count else 0
+        q = p if p < table.depth else 0
         put_long(table.bits + 8 * p, _plane(table, q, BITS) + row * _plane(table, q, BITS_ROW) + col // 8)
 
 

@@ -19,6 +19,7 @@ from obm_format.errors import RegistryError, UsageError
 from obm_format.progress import Progress, silent
 from obm_registry import reports
 from obm_registry.blobs.local import LocalBlobs
+from obm_registry.blobs.place import require_place
 from obm_registry.catalog.rows import BackboneRow, Manifest
 from obm_registry.catalog.store import open_catalog
 from obm_registry.durable import disk_errors
@@ -450,10 +451,12 @@ def open_embedded(home: str | Path, *, actor: str | None = None) -> EmbeddedRegi
 
     Raises:
         RegistryError: `io`, `busy` or `disk_full`.
+        UsageError: `usage` when a server keeps the bytes of this registry elsewhere.
     """
     folder = Path(home)
     with disk_errors(str(folder)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_place(folder / "registry.sqlite3", None)
     catalog = open_catalog(folder / "registry.sqlite3")
     return EmbeddedRegistry(
         Registry(catalog=catalog, blobs=LocalBlobs(folder / "data")), _login() if actor is None else actor

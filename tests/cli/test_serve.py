@@ -127,6 +127,24 @@ def test_parts_elsewhere(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "registry.sqlite3").exists()
 
 
+def test_a_catalog_is_opened_with_its_own_bytes_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A push past the server would name bytes that it does not find, and the other way round."""
+    home, bytes_url = tmp_path / "home", f"file://{tmp_path}/bytes"
+    with running_server(home, "--blobs", bytes_url) as server:
+        push_image(server.client(), "acme/x", "t")
+        assert server.obm("token", "ls")["tokens"]  # needs no bytes
+    for command in (("ls",), ("gc",), ("fsck",), ("backbone", "ls")):
+        error = refused(capfd, *command)
+        assert (error["reason"], error["expected"]) == ("usage", f"--blobs {bytes_url}")
+    with running_server(home, "--blobs", bytes_url) as server:
+        assert server.client().get("/v2/acme/x/manifests/t").status_code == 200
+    with pytest.raises(AssertionError, match="lie elsewhere"), running_server(home):
+        pass
+    # a catalog elsewhere leaves the folder's own alone
+    with running_server(tmp_path / "two", "--db", f"sqlite://{tmp_path}/c.db", "--blobs", bytes_url) as server:
+        assert server.obm("ls")["experts"] == []
+
+
 def test_tls(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(

@@ -19,6 +19,7 @@ from obm_registry.service.access import EVERYWHERE, create_token, list_members, 
 from obm_registry.service.registry import Registry
 
 ADMIN = "admin"
+CATALOG = "registry.sqlite3"
 TOKEN_FILE = "admin.token"  # noqa: S105 - a file name
 
 
@@ -36,11 +37,20 @@ def open_home(home: Path, *, db: str | None = None, blobs: str | None = None) ->
         UsageError: `usage` for a URL of another kind; `missing_dependency` for a bucket without boto3.
         RegistryError: `io`, `busy`, `disk_full`; `not_found`, `unauthorized`, `denied`, `network` for a bucket.
     """
-    path = home / "registry.sqlite3" if db is None else _local_path(db, "sqlite", "--db")
+    path = catalog_file(home, db)
     with disk_errors(str(home)):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.closing(_open_blobs(home, blobs)) as store, contextlib.closing(open_catalog(path)) as catalog:
         yield Registry(catalog=catalog, blobs=store)
+
+
+def catalog_file(home: Path, db: str | None) -> Path:
+    """The file of a catalog by its URL, `sqlite:///PATH`; None for `registry.sqlite3` in `home`.
+
+    Raises:
+        UsageError: `usage` for a URL of another kind.
+    """
+    return home / CATALOG if db is None else _local_path(db, "sqlite", "--db")
 
 
 def _open_blobs(home: Path, url: str | None) -> BlobStore:

@@ -21,8 +21,9 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server as HttpServer
 
 from obm_format.errors import RegistryError, UsageError
+from obm_registry.blobs.place import note_place, require_place
 from obm_registry.server.app import make_app
-from obm_registry.server.home import ensure_admin, open_home
+from obm_registry.server.home import catalog_file, ensure_admin, open_home
 from obm_registry.server.sessions import load_key
 from obm_registry.server.settings import Ceilings, is_loopback, make_server
 
@@ -67,8 +68,11 @@ def serve(options: ServeOptions, ready: Callable[[str, Path], None], *, ceilings
         RegistryError: `exists` when the port is taken; `io`, `busy`, `disk_full`.
     """
     _require_safe(options)
+    catalog = catalog_file(options.home, options.db)
+    require_place(catalog, options.blobs)
     opened = open_home(options.home, db=options.db, blobs=options.blobs)
     with opened as registry, _reserve(options.host, options.port) as (address, port):
+        note_place(catalog, options.blobs)
         token_file = ensure_admin(registry, options.home)
         server = make_server(
             registry, load_key(options.home / "server.key"), strangers=options.strangers, ceilings=ceilings

@@ -20,6 +20,7 @@ from obm_format.errors import ObmError, RegistryError, UsageError
 from obm_registry import bucket
 from obm_registry.bucket import Bucket
 from obm_registry.client import layout_bucket
+from obm_registry.client.http import Patience
 from obm_registry.client.layout_bucket import BucketLayout
 from obm_registry.manifest.oci import IMAGE_INDEX
 
@@ -98,8 +99,8 @@ def test_writers_at_once_lose_nothing(
     }
 
 
-def _jitter() -> bucket.Patience:
-    return bucket.Patience(stall_s=20.0, pause_s=0.02)
+def _jitter() -> Patience:
+    return Patience(stall_s=20.0, pause_s=0.02)
 
 
 def test_a_writer_that_was_killed_is_named(

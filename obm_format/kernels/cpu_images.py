@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import importlib.util
 import json
 import os
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
+from obm_format.kernels.cpu_processor import llvm, processor_features, processor_name
 
 Signature = tuple[object, ...]
 
@@ -123,9 +124,8 @@ class Images:
             ImportError: numba or llvmlite is not installed.
         """
         versions = [_version_digest(name) for name in ("numba", "llvmlite")]
-        binding = _binding()
-        processor = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
-        known_by = sha256("\0".join((sources, *versions, *processor)).encode()).hexdigest()
+        facts = (sources, *versions, processor_name(), processor_features())
+        known_by = sha256("\0".join(facts).encode()).hexdigest()
         return cls(_home(package), known_by, sources)
 
     @property
@@ -237,21 +237,11 @@ def _version_digest(package: str) -> str:
     return sha256((Path(spec.origin).parent / "_version.py").read_bytes()).hexdigest()
 
 
-@functools.cache
-def _binding() -> Any:
-    """LLVM, ready to link and to run for this processor."""
-    from llvmlite import binding  # type: ignore[import-untyped] # it carries no types
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    return binding
-
-
 def _target() -> Any:
-    binding = _binding()
+    binding = llvm()
     return binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(),
-        features=binding.get_host_cpu_features().flatten(),
+        cpu=processor_name(),
+        features=processor_features(),
         opt=3,
         reloc="default",
         codemodel="jitdefault",
@@ -260,7 +250,7 @@ def _target() -> Any:
 
 
 def _linked(machine: bytes, symbol: str, takes: list[str], results: int) -> Code:
-    binding = _binding()
+    binding = llvm()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
     engine.add_object_file(binding.ObjectFileRef.from_data(machine))
     engine.finalize_object()
@@ -273,7 +263,7 @@ def _machine_code(compiled: Any) -> tuple[dict[str, Any], bytes] | None:
     """How to call what numba compiled, and an object file of it that needs nothing but libc."""
     results = _results(compiled.signature.return_type)
     symbol = compiled.fndesc.llvm_func_name
-    binding = _binding()
+    binding = llvm()
     # numba keeps it for loops that call this one: optimised, with its wrappers for Python beside it
     module = binding.parse_bitcode(compiled.library._get_module_for_linking().as_bitcode())
     if any(function.name in ("NRT_MemInfo_alloc_aligned", "NRT_MemInfo_call_dtor") for function in module.functions):

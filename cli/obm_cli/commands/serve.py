@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from obm_cli import output, settings
-from obm_cli.paths import NeededPath
+from obm_cli.paths import InputPath
 from obm_format.errors import UsageError
 
 
@@ -26,8 +26,8 @@ from obm_format.errors import UsageError
     "--anonymous", type=click.Choice(["none", "pull"]), default="none", show_default=True,
     help="What callers without a token may do; pull is limited to namespaces that are public.",
 )  # fmt: skip
-@click.option("--tls-cert", type=NeededPath(path_type=Path), help="Certificate chain, PEM.")
-@click.option("--tls-key", type=NeededPath(path_type=Path), help="Its private key, PEM.")
+@click.option("--tls-cert", type=InputPath(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=InputPath(path_type=Path), help="Its private key, PEM.")
 @click.option("--insecure-http", is_flag=True, help="Listen beyond this machine without TLS.")
 @output.json_option
 def command(

@@ -127,7 +127,8 @@ compress base tuned -o OUT.obm | compress base tuned tuned --rtvq 3+2 -o OUT --t
 stats good.obm --html OUT
 convert good.obm --to delta --base base -o OUT | convert tuned --from delta --base base -o OUT.obm
 materialize --base base --expert good.obm -o OUT | materialize --base base --expert good.obm -o out --report OUT
-pull acme/base:v1 -o OUT.obm | route train --base base --prompts a=p --prompts b=p -o OUT.obm | sign --new-key OUT
+pull acme/base:v1 -o OUT.obm | backbone pull acme/base -o OUT
+route train --base base --prompts a=p --prompts b=p -o OUT.obm | sign --new-key OUT
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from obm_cli import output
-from obm_cli.paths import InputPath
+from obm_cli.paths import InputPath, OutputPath
 from obm_cli.registry import open_registry, registry_option
 
 
@@ -48,7 +48,7 @@ def add(base: str, ref: str, with_weights: bool, registry: str | None, as_json: 
 
 @command.command("pull")
 @click.argument("ref", metavar="NS/BACKBONE")
-@click.option("-o", "--output", "out", type=click.Path(), help="The folder to make [default: BACKBONE].")
+@click.option("-o", "--output", "out", type=OutputPath(), help="The folder to make [default: BACKBONE].")
 @registry_option
 @output.json_option
 def pull(ref: str, out: str | None, registry: str | None, as_json: bool) -> None:

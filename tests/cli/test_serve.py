@@ -87,7 +87,7 @@ def test_other_interfaces_need_tls_or_a_clear_word(capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--tls-cert", "x.pem"), "usage"),
+        (("--tls-cert", __file__), "usage"),
         (("--tls-cert", "absent.pem", "--tls-key", "absent.pem"), "not_found"),
         (("--db", "postgresql://db/obm"), "usage"),
         (("--blobs", "s3://"), "usage"),

@@ -445,8 +445,8 @@ def _flat_work(job: loops.Job, operands: loops.Operands, size: int) -> Callable[
     merge = flat.merge_reals if job.base_kind == F32 else flat.merge_brains
 
     def work(start: int, stop: int) -> None:
-        rest = flat.Rest(np.empty_like(operands.ops), np.zeros(flat.SCRATCH, np.uint8))
-        merge(job, operands, rest, start * loops.TILE, min(size, stop * loops.TILE))
+        scratch = np.zeros(flat.SCRATCH, np.uint8)
+        merge(job, operands, scratch, start * loops.TILE, min(size, stop * loops.TILE))
 
     return work
 

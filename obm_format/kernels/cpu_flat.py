@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from obm_format.kernels.cpu_compile import kernel, step
-from obm_format.kernels.cpu_loops import MEAN, SUM, Operands
+from obm_format.kernels.cpu_loops import MEAN, OP_COLUMNS, SUM, Int
 from obm_format.kernels.cpu_names import (
     MOST,
     STEP,
@@ -24,58 +23,61 @@ from obm_format.kernels.cpu_names import (
     elect_reals,
     elect_reals_of_three,
     elect_reals_of_two,
+    long_at,
     mean_brains,
     mean_reals,
+    put_long,
     sum_brains,
     sum_reals,
 )
 
 FLAT_OPERANDS = MOST
 _REAL, _BRAIN = 4, 2  # bytes
-_ROW = STEP * _REAL
-SCRATCH = _ROW * (3 + FLAT_OPERANDS)  # bytes
+_ROW = STEP * _REAL  # of elements, in the scratch
+_OP = 8 * OP_COLUMNS  # bytes of a row of `cpu_loops.Operands.ops`
+_WORDS = 8  # where in it the address of the words is
+_OPS = _ROW * (3 + FLAT_OPERANDS)  # where such rows lie in the scratch
+SCRATCH = _OPS + _OP * FLAT_OPERANDS  # bytes
 
 
-class Rest(NamedTuple):
-    """Scratch for what does not fill a step.
+class _Others(NamedTuple):
+    """Addresses of `cpu_loops.Operands`; no arrays, whose references would be counted at every call."""
 
-    Args:
-        ops: int64[n, 5], as of `cpu_loops.Operands`.
-        part: uint8[SCRATCH].
-    """
-
-    ops: npt.NDArray[np.int64]
-    part: npt.NDArray[np.uint8]
-
-
-@step
-def _merge_reals(job, operands, places, at, steps):
-    ops, weights = operands.ops.ctypes.data, operands.weights.ctypes.data
-    if job.combine == SUM:
-        sum_reals(places, ops, weights, job.others, job.lam, at, steps)
-    elif job.combine == MEAN:
-        mean_reals(places, ops, weights, job.others, job.lam, at, steps)
-    elif job.others == 2:
-        elect_reals_of_two(places, ops, weights, job.others, job.lam, at, steps)
-    elif job.others == 3:
-        elect_reals_of_three(places, ops, weights, job.others, job.lam, at, steps)
-    else:
-        elect_reals(places, ops, weights, job.others, job.lam, at, steps)
+    ops: Int
+    weights: Int
 
 
 @step
-def _merge_brains(job, operands, places, at, steps):
-    ops, weights = operands.ops.ctypes.data, operands.weights.ctypes.data
+def _merge_reals(job, others, places, at, steps):
     if job.combine == SUM:
-        sum_brains(places, ops, weights, job.others, job.lam, at, steps)
+        sum_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
     elif job.combine == MEAN:
-        mean_brains(places, ops, weights, job.others, job.lam, at, steps)
+        mean_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
     elif job.others == 2:
-        elect_brains_of_two(places, ops, weights, job.others, job.lam, at, steps)
+        elect_reals_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
     elif job.others == 3:
-        elect_brains_of_three(places, ops, weights, job.others, job.lam, at, steps)
+        elect_reals_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
     else:
-        elect_brains(places, ops, weights, job.others, job.lam, at, steps)
+        elect_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
+
+
+@step
+def _merge_brains(job, others, places, at, steps):
+    if job.combine == SUM:
+        sum_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    elif job.combine == MEAN:
+        mean_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    elif job.others == 2:
+        elect_brains_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    elif job.others == 3:
+        elect_brains_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    else:
+        elect_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+
+
+@step
+def _others_of(operands):
+    return _Others(np.int64(operands.ops.ctypes.data), np.int64(operands.weights.ctypes.data))
 
 
 @step
@@ -84,39 +86,40 @@ def _places(job, offset):
 
 
 @step
-def _bring_rest(job, operands, rest, nbytes, at, n):
-    """Copy n elements from place `at` on, fewer than a step, into the scratch; where output, source and base are."""
-    part = rest.part.ctypes.data
-    places = part, part + _ROW, part + 2 * _ROW
-    copy(places[1], job.source + nbytes * at, nbytes * n)
-    copy(places[2], job.base + nbytes * at, nbytes * n)
-    for k in range(operands.ops.shape[0]):
-        words = part + _ROW * (3 + k)
-        copy(words, operands.ops[k, 1] + nbytes * at, nbytes * n)
-        rest.ops[k] = operands.ops[k]
-        rest.ops[k, 1] = words - nbytes * at  # the address of place 0
-    return places
+def _bring_rest(job, others, own, nbytes, at, n):
+    """Copy n elements from place `at` on, fewer than a step, to the scratch at address `own`: they are the others now.
+
+    Output, source and base are at `own` and one and two rows after it.
+    """
+    copy(own + _ROW, job.source + nbytes * at, nbytes * n)
+    copy(own + 2 * _ROW, job.base + nbytes * at, nbytes * n)
+    copy(own + _OPS, others.ops, _OP * job.others)
+    for k in range(job.others):
+        words = own + _ROW * (3 + k)
+        copy(words, long_at(others.ops + _OP * k + _WORDS) + nbytes * at, nbytes * n)
+        put_long(own + _OPS + _OP * k + _WORDS, words - nbytes * at)  # the address of place 0
+    return _Others(own + _OPS, others.weights)
 
 
 @kernel
-def merge_reals(job, operands, rest, start, stop):
-    """Merge the F32 elements start .. stop."""
-    steps = (stop - start) // STEP
-    _merge_reals(job, operands, _places(job, _REAL * start), start, steps)
+def merge_reals(job, operands, scratch, start, stop):
+    """Merge the F32 elements start .. stop; `scratch` is uint8[SCRATCH]."""
+    others, own, steps = _others_of(operands), np.int64(scratch.ctypes.data), (stop - start) // STEP
+    _merge_reals(job, others, _places(job, _REAL * start), start, steps)
     at = start + STEP * steps
     if at < stop:
-        places = _bring_rest(job, operands, rest, _REAL, at, stop - at)
-        _merge_reals(job, Operands(rest.ops, operands.planes, operands.weights), places, at, 1)
-        copy(job.out + _REAL * at, places[0], _REAL * (stop - at))
+        rest = _bring_rest(job, others, own, _REAL, at, stop - at)
+        _merge_reals(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
+        copy(job.out + _REAL * at, own, _REAL * (stop - at))
 
 
 @kernel
-def merge_brains(job, operands, rest, start, stop):
-    """Merge the BF16 elements start .. stop."""
-    steps = (stop - start) // STEP
-    _merge_brains(job, operands, _places(job, _BRAIN * start), start, steps)
+def merge_brains(job, operands, scratch, start, stop):
+    """Merge the BF16 elements start .. stop; `scratch` is uint8[SCRATCH]."""
+    others, own, steps = _others_of(operands), np.int64(scratch.ctypes.data), (stop - start) // STEP
+    _merge_brains(job, others, _places(job, _BRAIN * start), start, steps)
     at = start + STEP * steps
     if at < stop:
-        places = _bring_rest(job, operands, rest, _BRAIN, at, stop - at)
-        _merge_brains(job, Operands(rest.ops, operands.planes, operands.weights), places, at, 1)
-        copy(job.out + _BRAIN * at, places[0], _BRAIN * (stop - at))
+        rest = _bring_rest(job, others, own, _BRAIN, at, stop - at)
+        _merge_brains(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
+        copy(job.out + _BRAIN * at, own, _BRAIN * (stop - at))

@@ -15,8 +15,12 @@ import pytest
 
 pytest.importorskip("numba", reason="the fast kernels need numba")
 
+from kernel_operands import Maker
+
+from obm_format.kernels import Combine, ExactOperand, cpu, cpu_flat, cpu_loops, cpu_mixed, cpu_tables
 from obm_format.kernels.cpu_compile import Kernel
 from obm_format.kernels.cpu_images import SUFFIX, Images, signature_of
+from obm_format.model import DType
 
 LOOPS = """
 import numpy as np
@@ -162,3 +166,21 @@ def test_loops_that_were_compiled_before_run_without_numba(tmp_path: Path) -> No
         for _ in range(2)
     ]
     assert said == [["numba", "5000", "True"], ["numba", "5000", "False"]]
+
+
+def test_merges_need_no_numba_once_they_are_compiled() -> None:
+    maker, shape, kernels = Maker(0), (2, 300), cpu.NumbaKernels(1)
+    for dtype in (DType.F32, DType.BF16):
+        base = maker.words(shape, dtype)
+        exact = ExactOperand(words=maker.words(shape, dtype), dtype=dtype)
+        for others in ([exact, exact], [maker.sign(shape)], [exact, maker.sign(shape)]):
+            kernels.merge(
+                base, dtype, None, others,
+                combine=Combine.TIES, weights=[1.0] * len(others), lam=1.0, out=base.copy(), out_dtype=dtype,
+            )  # fmt: skip
+    flat, tables = (cpu_flat.merge_reals, cpu_flat.merge_brains), [cpu_tables.merge_tiles_by_table]
+    if cpu.HAS_SHUFFLES:
+        tables.append(cpu_tables.add_tiles_by_table)
+    for loop in (*flat, *tables, cpu_mixed.merge_mixed_tiles, cpu_loops.merge_tiles):
+        assert loop._codes, f"{loop.__name__} was not called"
+        assert None not in loop._codes.values(), f"{loop.__name__} goes through numba"

@@ -117,6 +117,16 @@ def test_halves_are_rounded_to_even_and_zeros_keep_their_sign(fast: Kernels) -> 
         assert_equal(fast, base, None, [operand], lam=1.0)
 
 
+@pytest.mark.parametrize("planes", [1, 2, 5])
+def test_a_sum_of_zeros_below_zero_stays_below(fast: Kernels, planes: int) -> None:
+    base = np.full((1, 300), 0x8000, np.uint16)
+    bits = (np.zeros((1, 38), np.uint8),)
+    nothing = SignOperand(bits=bits, alphas=(np.zeros((1, 1), np.float32),), group=300, cols=300)
+    for combine in (Combine.SUM, Combine.MEAN):
+        got = assert_equal(fast, base, None, [nothing] * planes, combine=combine, lam=1.0, weights=[-1.0] * planes)
+        assert (got == 0x8000).all()
+
+
 @pytest.mark.parametrize("planes", range(1, 9))
 def test_draws_between_alphas_equal_the_reference(fast: Kernels, planes: int) -> None:
     # 1 and 1, 1 and 2 against 3, and so on: the sum is 0 for many patterns, and the elected sign is plus

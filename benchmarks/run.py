@@ -44,7 +44,7 @@ def main() -> int:
     known = sorted(_HOME | _SCRIPT)
     parser.add_argument("cases", nargs="+", choices=known, metavar="CASE", help=", ".join(known))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, help="pairs of runs; default 9, fewer for whole checkpoints")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def main() -> int:
         if name in _SCRIPT:
             rows += run_script(name, arguments.threads, arguments.repeats, quiet=arguments.json)
             continue
-        row = run(name, arguments.threads, arguments.repeats)
+        row = run(name, arguments.threads, arguments.repeats or 9)
         rows.append(asdict(row))
         if not arguments.json:
             print(row.line(), flush=True)
@@ -67,10 +67,10 @@ def run(name: str, threads: int, repeats: int) -> Row:
     return measure(name, make(threads), threads, repeats)
 
 
-def run_script(name: str, threads: int, repeats: int, *, quiet: bool) -> list[dict[str, Any]]:
+def run_script(name: str, threads: int, repeats: int | None, *, quiet: bool) -> list[dict[str, Any]]:
     """Let a script of its own run a case; its rows."""
     command = [sys.executable, str(_HERE / f"{_SCRIPT[name]}.py"), name, "--json"]
-    command += ["--threads", str(threads), "--repeats", str(repeats)]
+    command += ["--threads", str(threads), *(["--repeats", str(repeats)] if repeats else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:
         sys.exit(done.returncode or 1)

@@ -62,8 +62,8 @@ def faults(value: Any, rule: Any) -> list[str]:
     holds = holds and size % rule.get("multipleOf", 1) == 0 and value in rule.get("enum", [value])
     holds = holds and re.search(rule.get("pattern", ""), value if type(value) is str else "")
     holds = holds and all(field in value for field in rule.get("required", []))
-    found += [] if holds else [rule.get("x-reason", "manifest_field")]
-    return found + ["not_canonical"] * (value == rule.get("default"))
+    reason = rule.get("x-reason", "manifest_field")
+    return found + [reason] * (not holds) + ["not_canonical"] * (value == rule.get("default"))
 
 
 def parse(text: str) -> Any:
@@ -84,8 +84,7 @@ def parse(text: str) -> Any:
 
 def numbers(dtype: str, data: bytes, reason: str = "not_finite") -> list[Any]:
     """What is in a tensor of floats, which must be finite, or of unsigned integers; the bytes of another one."""
-    if dtype == "BF16":
-        data = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
+    data = data if dtype != "BF16" else b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
     values = [value for (value,) in struct.iter_unpack("<" + FORM.get(dtype, "B"), data)]
     check(**{reason: all(map(isfinite, values))})
     return values
@@ -94,9 +93,8 @@ def numbers(dtype: str, data: bytes, reason: str = "not_finite") -> list[Any]:
 def encode(dtype: str, values: list[float]) -> bytes:  # RNE; to BF16 from binary32
     check(not_finite=all(abs(value) < FLOATS[dtype][2] for value in values))
     data = struct.pack(f"<{len(values)}{FORM[dtype]}", *values)
-    if dtype == "BF16":
-        data = b"".join(struct.pack("<H", u + 0x7FFF + (u >> 16 & 1) >> 16) for u in numbers("U32", data))
-    return data
+    words = numbers("U32", data) if dtype == "BF16" else []
+    return b"".join(struct.pack("<H", u + 0x7FFF + (u >> 16 & 1) >> 16) for u in words) or data
 
 
 def f32(values: list[float]) -> list[float]:  # sums and quotients of two binary32 are exact enough in binary64
@@ -142,9 +140,8 @@ class Record(SimpleNamespace):
         self.is_lean = all(own.get(field) != item for field, item in written.items())  # 4.2
         vars(self).update(own | params)
         check(bad_params=self.rows in [prod(self.covered[:k]) for k in range(len(self.covered) + 1)])
-        check(bad_shape=self.numel or self.encoding in ("zero", "raw", "sparse"))
-        check(bad_params=self.nnz <= self.numel and (self.numel or not self.zstd_nbytes))
-        check(bad_params=self.encoding != "rtvq" or self.ref < len(file.refs))
+        check(bad_shape=self.numel or self.encoding in ("zero", "raw", "sparse"), bad_params=self.nnz <= self.numel)
+        check(bad_params=(self.numel or not self.zstd_nbytes) and (file.refs[self.ref :] or self.encoding != "rtvq"))
         self.cols, self.width = self.numel // (self.rows or 1), WIDTH[self.value_dtype]
         self.nbytes = self.numel * self.width
         self.runs = {"matrix": [[1, self.rows]], "block": self.blocks}.get(self.alpha, [[self.rows, 1]])  # 6.3
@@ -177,9 +174,8 @@ class Record(SimpleNamespace):
             check(bad_frame=nbytes <= cut + 2**16, frame_digest=sha256(frame).digest() == digest)
             mixed, n = unzstd(frame, cut), cut // self.width
             plain += bytes(chain(*zip(*(mixed[start : start + n] for start in range(0, cut, n)), strict=True)))
-        if self.encoding in ("sparse", "zero"):
-            return self.listed(old)
-        return self.moved(plain, old) if self.encoding == "xdelta" else plain or data
+        stored = self.listed(old) if self.encoding in ("sparse", "zero") else plain or data
+        return self.moved(plain, old) if self.encoding == "xdelta" else stored
 
     def moved(self, data: bytes, old_data: bytes) -> bytes:  # 6.9
         dtype, half, (shift, mask, _) = f"U{8 * self.width}", 1 << 8 * self.width - 1, FLOATS[self.dtype]
@@ -206,9 +202,8 @@ class Record(SimpleNamespace):
     def signs(self) -> list[float]:  # 6.3, 6.6
         alphas, values = numbers(self.alpha_dtype, self.alphas, "bad_alpha"), [0.0] * self.numel
         check(bad_alpha=all(copysign(1, alpha) > 0 for alpha in alphas))
-        heights = [height for count, height in self.runs for _ in range(count)]
-        starts = [self.per_row * run for run, height in enumerate(heights) for _ in range(height)]
-        places = [start + c // self.group for start in starts for c in range(self.cols)]
+        runs = enumerate(height for count, height in self.runs for _ in range(count))
+        places = [self.per_row * run + i % self.cols // self.group for run, n in runs for i in range(n * self.cols)]
         ternary, mask = "mask" in self.parts, self.codes("mask") if "mask" in self.parts else [1] * self.numel
         for plane in range(self.planes):
             own = alphas[plane * len(alphas) // self.planes :]
@@ -235,11 +230,10 @@ class Record(SimpleNamespace):
     def decode(self, base: bytes | None, refs: dict[str, "Expert"]) -> dict[str, Any]:
         """Digests of the task vector value as F32 (9.2) and of the rebuilt tensor (9.3); None where there is none."""
         check(limit_exceeded=self.numel <= 2**24)  # 3.3: this reader has no row ranges
-        zeros, tail = bytes(self.nbytes), self.parts.get("tail", b"")
-        old = zeros if self.mode == "added" else base
+        tail, old = self.parts.get("tail", b""), bytes(self.nbytes) if self.mode == "added" else base
         values, built = None if self.is_exact else self.approximate(refs), base if self.is_kept else None
         if self.is_exact:
-            built = self.content(zeros if old is None else old)
+            built = self.content(bytes(self.nbytes) if old is None else old)
             new = numbers("" if self.encoding == "xdelta" and base is None else self.dtype, built)  # 9.4
             if old is not None and self.dtypes <= set(FLOATS) and self.covered == self.base["shape"]:
                 values = f32([*map(sub, new, numbers(self.base["dtype"], old))])
@@ -258,29 +252,27 @@ class Expert(SimpleNamespace):
 
     def __init__(self, path: str) -> None:
         with Path(path).open("rb") as file:
-            start, nbytes = file.read(8), file.seek(0, 2)
-            n = file.seek(8) and int.from_bytes(start, "little")
-            check(truncated=len(start) == 8, header_too_large=n <= 64 * MEBI)  # 2.2, 3.1
-            check(bad_header_length=n % 64 == 56 and 8 + n <= nbytes)
+            start, size = file.read(8), file.seek(0, 2)
+            n = file.seek(8) and int.from_bytes(start, "little")  # 2.2, 3.1
+            check(truncated=size >= 8, header_too_large=n <= 2**26, bad_header_length=n % 64 == 56 and 8 + n <= size)
             header = file.read(min(n, 2**16))  # 3.2
             known = re.match(rb'{"__metadata__":{"format":"obm","obm_version":"(1\.(0|[1-9]\d{0,8})")?', header)
             check(not_obm=known, unsupported_version=known and known[1])  # 2.4
             header += file.read(n - len(header))
             end = 8 + n + self.read_header(header.decode("latin-1"))
-            check(truncated=nbytes >= end, trailing_data=nbytes <= end)  # 2.3
+            check(truncated=size >= end, trailing_data=size <= end)  # 2.3
             self.id = "obm1-sha256:" + sha256(start + header).hexdigest()  # 7.1
-            parts, pad = {}, b""
-            for name, nbytes in self.sizes.items():
-                parts[name], pad = file.read(nbytes), pad + file.read(-nbytes % 64)
+            read = {name: (file.read(n), file.read(-n % 64)) for name, n in self.sizes.items()}
+        parts = {name: part for name, (part, _) in read.items()}
         check(part_digest=all(sha256(parts["#" + p]).hexdigest() == e["sha256"] for p, e in self.pools.items()))
         pools = [iter(parts.get(pool, b"")) for pool in POOLS]
         for r in self.owners:  # 7.2, 8.3
             digests, r.alphas, r.frames, sums = (bytes(islice(pool, n)) for pool, n in zip(pools, r.takes, strict=True))
             r.parts, r.digests = {s: parts.get(f"{r.name}#{s}", b"") for s in r.sizes}, digests[: r.fixed]
             runs = [r.parts[part][i : i + MEBI] for part in r.large for i in range(0, r.sizes[part], MEBI)]
-            check(part_digest=digests[r.fixed :] == b"".join(sha256(part).digest() for part in r.parts.values()))
-            check(part_digest=sums == b"".join(sha256(run).digest() for run in runs))
-        check(pad_not_zero=not any(pad))  # 2.3
+            hashed = [sha256(data).digest() for data in (*r.parts.values(), *runs)]
+            check(part_digest=digests[r.fixed :] + sums == b"".join(hashed))
+        check(pad_not_zero=not any(chain(*(pad for _, pad in read.values()))))  # 2.3
 
     def read_header(self, text: str) -> int:  # 2.5, 7.3 to 7.5, 8.2, 8.3
         """The size of all parts together."""
@@ -310,11 +302,9 @@ class Expert(SimpleNamespace):
         return end
 
     def read_manifest(self, value: Any) -> None:
-        for reason in faults(value, SCHEMA):
-            check(**{reason: reason == "not_canonical"})
+        check(**{reason: reason == "not_canonical" for reason in faults(value, SCHEMA)})
         vars(self).update(DEFAULTS | value)
-        check(limit_exceeded=len(self.tensors) + len(self.alias) + len(self.removed) <= 2**16)
-        check(limit_exceeded=len(CANONICAL(self.ext)) <= 2**16)
+        check(limit_exceeded=len(self.tensors + self.alias + self.removed) <= 2**16 >= len(CANONICAL(self.ext)))
         self.tensors = [Record(value, self) for value in self.tensors]
         records, files = {r.name: r for r in self.tensors}, [file["name"] for file in self.attach]
         lists = [r.name for r in self.tensors], [name for name, _ in self.alias], self.removed  # 5.3

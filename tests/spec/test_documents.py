@@ -69,7 +69,14 @@ def test_spec_modules_do_not_import_the_package() -> None:
 
 
 def test_minimal_reader_is_short_enough_to_read() -> None:
-    assert len((SPEC / "minimal_reader.py").read_text().splitlines()) <= 366
+    text = (SPEC / "minimal_reader.py").read_text()
+    lines = text.splitlines()
+    prose = {number for number, line in enumerate(lines, 1) if not line.strip() or line.strip().startswith("#")}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            prose |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    assert len(lines) - len(prose) <= 299
+    assert len(lines) <= 356
 
 
 def test_schema_is_one() -> None:

@@ -178,13 +178,7 @@ class NumbaKernels:
             self._share(-(-base.size // loops.TILE), base.size, _flat_work(job, operands, base.size))
             return
         job = job._replace(table=_table_columns(shifting, addresses.planes, job.cols))
-        if job.table:
-            work = _table_work(job, operands)
-        elif _is_mixed(job, shifting, addresses.planes):
-            work = _mixed_work(job, operands)
-        else:
-            work = _tile_work(job, operands)
-        self._share(_tiles(*base.shape), base.size, work)
+        self._share(_tiles(*base.shape), base.size, _tiled_work(job, operands, shifting))
 
     def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
         """See `Kernels.count_magnitudes`."""
@@ -412,6 +406,15 @@ def _tile_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int],
         loops.merge_tiles(job, operands, _scratch(operands), start, stop)
 
     return work
+
+
+def _tiled_work(job: loops.Job, operands: loops.Operands, shifting: Sequence[Combined]) -> Callable[[int, int], None]:
+    """Whatever fits the operands best: a table, one pass over exact and sign bits, or step after step over a tile."""
+    if job.table:
+        return _table_work(job, operands)
+    if _is_mixed(job, shifting, operands.planes):
+        return _mixed_work(job, operands)
+    return _tile_work(job, operands)
 
 
 def _table_work(job: loops.Job, operands: loops.Operands) -> Callable[[int, int], None]:

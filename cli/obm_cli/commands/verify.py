@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from obm_cli.paths import InputPath, NeededPath
 from obm_cli.registry import expert_source, open_registry, registry_option
 from obm_format.container.reader import Defect
 from obm_format.errors import FormatError, ObmError
+
+if TYPE_CHECKING:
+    from obm_format.verify import Verification
 
 
 @click.command("verify")
@@ -62,19 +66,6 @@ def command(
             unsigned = Defect(reason="bad_signature", where=result.id, detail="no signature of a trusted key holds")
             result = dataclasses.replace(result, defects=[*result.defects, unsigned])
 
-    def human() -> None:
-        for defect in result.defects:
-            place = "" if defect.detail.startswith(defect.where) else f"{defect.where}: "
-            output.say(f"{defect.reason}: {output.printable(place + defect.detail)}")
-        if result.ok:
-            output.say(f"{path}: sound ({result.level})")
-            output.say(f"  id  {result.id}")
-            for name in signed_by:
-                output.say(f"  signed by  {output.printable(name)}")
-        else:
-            count = len(result.defects)
-            output.say(f"{path}: {count} defect{'s' if count > 1 else ''}")
-
     payload: dict[str, object] = {
         "ok": result.ok,
         "id": result.id,
@@ -83,9 +74,23 @@ def command(
     }
     if signature or keys:
         payload["signed_by"] = signed_by
-    output.emit("verify", payload, as_json=as_json, human=human)
+    output.emit("verify", payload, as_json=as_json, human=lambda: _say(path, result, signed_by))
     if not result.ok:
         ctx.exit(_exit_code(result.defects))
+
+
+def _say(path: str | Path, result: Verification, signed_by: list[str]) -> None:
+    for defect in result.defects:
+        place = "" if defect.detail.startswith(defect.where) else f"{defect.where}: "
+        output.say(f"{defect.reason}: {output.printable(place + defect.detail)}")
+    if not result.ok:
+        count = len(result.defects)
+        output.say(f"{path}: {count} defect{'s' if count > 1 else ''}")
+        return
+    output.say(f"{path}: sound ({result.level})")
+    output.say(f"  id  {result.id}")
+    for name in signed_by:
+        output.say(f"  signed by  {output.printable(name)}")
 
 
 def _signers(expert: str, artifact_id: str, keys: tuple[Path, ...], registry: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from obm_format.container.canonical import encode_canonical, parse_canonical
+from obm_format.container.collector import garbage_left_alone
 from obm_format.container.manifest import manifest_object, parse_manifest
 from obm_format.container.sources import Source
 from obm_format.container.table import (
@@ -134,8 +135,9 @@ def parse_header(head: bytes, *, file_nbytes: int | None, limits: Limits = DEFAU
     if len(head) < nbytes:
         raise FormatError("truncated", "the header is cut short", expected=f"{nbytes} bytes", got=f"{len(head)} bytes")
     head = bytes(head[:nbytes])
-    content = _content(head, limits)
-    parts = place_parts(content.entries, nbytes)
+    with garbage_left_alone():
+        content = _content(head, limits)
+        parts = place_parts(content.entries, nbytes)
     last = next(reversed(parts.values()), None)
     end = nbytes if last is None else last.offset + last.padded_nbytes
     if file_nbytes is not None:

@@ -59,10 +59,15 @@ def _leave(status: int) -> NoReturn:
 
 def _keep_interrupts(dropped: Any) -> None:  # noqa: ANN401 - CPython's own structure, without a public type
     """Deliver an interrupt once more that hit code whose errors Python drops: a destructor, a callback from C."""
-    if issubclass(dropped.exc_type, KeyboardInterrupt):
-        _thread.start_new_thread(_interrupt_again, ())
-    else:
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
+        return
+    is_kept = False
+    while not is_kept:
+        # on a busy machine it may come again before this is left, where it would be dropped for good
+        with contextlib.suppress(KeyboardInterrupt):
+            _thread.start_new_thread(_interrupt_again, ())
+            is_kept = True
 
 
 def _interrupt_again() -> None:

@@ -109,10 +109,23 @@ run()
 """
 
 
-def test_interrupt_in_a_callback_is_not_lost() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CALLBACK_INTERRUPTED, "ls"], capture_output=True, text=True, check=False, timeout=20
-    )
+# the same on a machine so busy that the interrupt comes again while it is still being looked after
+BUSY = """
+import _thread, time
+start, times = _thread.start_new_thread, []
+def slow(*args):
+    start(*args)
+    times.append(0)
+    if len(times) == 1:
+        time.sleep(0.5)
+_thread.start_new_thread = slow
+"""
+
+
+@pytest.mark.parametrize("before", ["", BUSY], ids=["at leisure", "busy"])
+def test_interrupt_in_a_callback_is_not_lost(before: str) -> None:
+    code = before + CALLBACK_INTERRUPTED
+    done = subprocess.run([sys.executable, "-c", code, "ls"], capture_output=True, text=True, check=False, timeout=20)
     assert done.returncode == 130
     # click ends the terminal's line with the ^C first
     (line,) = done.stderr.strip().splitlines()

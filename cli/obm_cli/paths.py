@@ -15,7 +15,7 @@ from obm_format.errors import ObmError
 
 
 class InputPath(click.Path):
-    """A file or folder to read.
+    """A file or folder to read, or one to write whose folder the command judges itself.
 
     Raises:
         click.BadParameter: the path is empty.

@@ -373,8 +373,7 @@ class Expert:
             base_checked: the digests of all that `base` gives have been checked.
         """
         # Tensors first: what they read by its sums is not hashed once more. A wrong sum is found on both ways.
-        found = [*self._deep_defects(base, base_checked), *self.container.sum_defects()]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([*self._deep_defects(base, base_checked), *self.container.sum_defects()]))
 
     # --- inside ---------------------------------------------------------------------------------------------
 
@@ -460,12 +459,9 @@ class Expert:
                 hint="pull it too",
             )
         found = other.records.get(record.name)
-        same = (other.id, other.manifest.kind, other.manifest.backbone.fingerprint) == (
-            wanted,
-            Kind.RTVQ_BASE,
-            self.manifest.backbone.fingerprint,
-        )
-        if found is None or not (same and is_base_vector(found, record)):
+        is_base = other.id == wanted and other.manifest.kind is Kind.RTVQ_BASE
+        is_ours = other.manifest.backbone.fingerprint == self.manifest.backbone.fingerprint
+        if found is None or not (is_base and is_ours and is_base_vector(found, record)):
             raise FormatError(
                 "bad_reference",
                 "the artifact is no base vector for this tensor",

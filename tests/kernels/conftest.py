@@ -24,6 +24,15 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return make_kernels(request.param)
 
 
+@pytest.fixture(params=[1, 3])
+def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """The compiled kernels on so many threads, which share small tensors too."""
+    from obm_format.kernels import cpu
+
+    monkeypatch.setattr(cpu, "_INLINE", 64)
+    return cpu.NumbaKernels(request.param)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the interpreter needs long for are slow tests, or none."""
     if os.environ.get("TRITON_INTERPRET") != "1":

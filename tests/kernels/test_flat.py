@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_operands import Maker
+from kernel_operands import Maker, odd
 
 pytest.importorskip("numba", reason="the fast kernels need numba")
 
-from obm_format.kernels import Combine, ExactOperand, Kernels, Operand, ReferenceKernels, cpu, cpu_flat
+from obm_format.kernels import Combine, ExactOperand, Kernels, Operand, ReferenceKernels, cpu_flat
 from obm_format.kernels.contract import Combined, TrimmedOperand
 from obm_format.kernels.words import Words, from_float32, to_float32, words_dtype
 from obm_format.model import DType
 
 REFERENCE = ReferenceKernels()
 KINDS = (DType.F32, DType.BF16)
-
-
-@pytest.fixture(params=[1, 3])
-def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    monkeypatch.setattr(cpu, "_INLINE", 64)  # so that small tensors are shared among threads too
-    return cpu.NumbaKernels(request.param)
 
 
 @pytest.fixture
@@ -31,13 +25,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loop = getattr(cpu_flat, name)
         monkeypatch.setattr(cpu_flat, name, lambda *args, loop=loop, name=name: (seen.append(name), loop(*args))[1])
     return seen
-
-
-def odd(words: Words) -> Words:
-    """A copy of words at an odd address."""
-    inside = np.full(words.nbytes + 1, 0xA5, np.uint8)[1:].view(words.dtype).reshape(words.shape)
-    inside[...] = words
-    return inside
 
 
 def exact(words: Words, dtype: DType) -> ExactOperand:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_operands import Maker
+from kernel_operands import Maker, odd
 
 pytest.importorskip("numba", reason="the fast kernels need numba")
 
-from obm_format.kernels import Combine, ExactOperand, Kernels, Operand, ReferenceKernels, SignOperand, cpu, cpu_mixed
+from obm_format.kernels import Combine, ExactOperand, Kernels, Operand, ReferenceKernels, SignOperand, cpu_mixed
 from obm_format.kernels.words import Words
 from obm_format.model import DType
 
 REFERENCE = ReferenceKernels()
 BF16 = DType.BF16
-
-
-@pytest.fixture(params=[1, 3])
-def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    monkeypatch.setattr(cpu, "_INLINE", 64)  # so that small tensors are shared among threads too
-    return cpu.NumbaKernels(request.param)
 
 
 @pytest.fixture
@@ -29,13 +23,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     loop = cpu_mixed.merge_mixed_tiles
     monkeypatch.setattr(cpu_mixed, "merge_mixed_tiles", lambda *args: (seen.append("mixed"), loop(*args))[1])
     return seen
-
-
-def odd(words: Words) -> Words:
-    """A copy of words at an odd address."""
-    inside = np.full(words.nbytes + 1, 0xA5, np.uint8)[1:].view(words.dtype).reshape(words.shape)
-    inside[...] = words
-    return inside
 
 
 def assert_equal(

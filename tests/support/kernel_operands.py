@@ -27,6 +27,13 @@ def make_kernels(name: str) -> Kernels:
     return cpu.NumbaKernels(3 if name.endswith("threads") else 1)
 
 
+def odd(words: Words) -> Words:
+    """A copy of words at an odd address."""
+    inside = np.full(words.nbytes + 1, 0xA5, np.uint8)[1:].view(words.dtype).reshape(words.shape)
+    inside[...] = words
+    return inside
+
+
 class Maker:
     """Operands and words from one seeded generator."""
 

@@ -65,9 +65,14 @@ def by_definition(names: str, chosen: np.ndarray) -> Figures:
 
 def counted(names: str, cuts: Sequence[int], by_rows: bool) -> Figures:
     """What a sample counts of pieces that end at these rows."""
+    return counted_apart([names] * len(cuts), cuts, by_rows)
+
+
+def counted_apart(names_of: Sequence[str], cuts: Sequence[int], by_rows: bool) -> Figures:
+    """As `counted`, where each piece has experts of its own."""
     found = Figures()
     sample, start = Sample(found, KERNELS), 0
-    for stop in cuts:
+    for names, stop in zip(names_of, cuts, strict=True):
         rows = slice(start, stop)
         shape = (stop - start, COLS) if by_rows else (1, (stop - start) * COLS)
         brought = operands(rows, names)
@@ -116,3 +121,11 @@ def test_counts_are_those_of_the_definition(
         by_elements = np.zeros(ROWS * COLS, bool)
         by_elements[::stride] = True
         assert counted(names, cuts, by_rows=False) == by_definition(names, by_elements.reshape(ROWS, COLS))
+
+
+def test_pieces_of_other_experts_are_not_counted_together() -> None:
+    top = np.zeros((ROWS, COLS), bool)
+    top[:6] = True
+    expected = by_definition("ve", top)
+    expected.add(by_definition("se", ~top))
+    assert counted_apart(["ve", "se"], [6, 12], by_rows=True) == expected

@@ -7,10 +7,12 @@ writes weights. Source: ADR 0024.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,7 @@ class Journal:
             self.entries: Mapping[str, Entry] = MappingProxyType(_read(self._path, self._head))
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # as where the work is given up later
             os.close(self._lock)
             raise
 
@@ -129,6 +132,17 @@ def hold_folder(folder: Path) -> int:
         CheckpointError: another process has the folder (`busy`).
         OSError: it cannot be made or opened.
     """
+    was_there = folder.exists()
+    try:
+        return _hold(folder)
+    except (OSError, KeyboardInterrupt):
+        if not was_there:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which keeps it where another process has begun in it
+        raise
+
+
+def _hold(folder: Path) -> int:
     # another process may just have moved the folder away that was opened here
     while True:
         folder.mkdir(exist_ok=True)

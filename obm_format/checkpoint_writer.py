@@ -84,16 +84,16 @@ class CheckpointWriter:
         self._is_over = False
         self._folder = self.target.parent / _partial_name(self.target.name, fixed=binding is not None)
         self.finished: dict[str, Mapping[str, object]] = {}
-        with self._os_errors():
-            if binding is None:
-                self._folder.mkdir()
-            else:
-                self._journal = Journal(self._folder, binding)
         try:
             with self._os_errors():
+                if binding is None:
+                    self._folder.mkdir()
+                else:
+                    self._journal = Journal(self._folder, binding)
                 self._create()
         except BaseException:
-            self.abort()
+            if binding is None or self._journal is not None:  # else the folder may be another process's
+                self.abort()
             raise
 
     def __enter__(self) -> Self:

@@ -227,9 +227,10 @@ class ContainerWriter:
         """Header, pools and spool into a file beside the target; flushed, then renamed."""
         # 40 characters: at most 160 bytes of the 255 that a name may have
         temporary = self._path.with_name(f".{self._path.name[:40]}.{secrets.token_hex(8)}.tmp")
-        # The system applies the umask to this mode; `tempfile` would give 0600.
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        try:  # from before the file is there: an interrupt may come while it is made
+            # The system applies the umask to this mode; `tempfile` would give 0600.
+            target = os.open(temporary, flags, 0o666)
             try:
                 for data in front:
                     _write_all(target, memoryview(data))

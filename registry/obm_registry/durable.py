@@ -63,9 +63,8 @@ def replaced_file(target: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     # 40 characters: at most 160 bytes of the 255 that a name may have
     draft = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
     with disk_errors(str(target)):
-        file = open(draft, "xb", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
-        try:
-            with file:
+        try:  # from before the file is there: an interrupt may come while it is made
+            with open(draft, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from checkpoints import shifted, tiny_llama, write_checkpoint
+from signals import runs_with_signal
 from tiny_experts import fine_tune, save, tiny_backbone, tiny_expert
 
 from obm_format.checkpoint import open_checkpoint
@@ -193,30 +190,45 @@ def test_page_sums_do_not_depend_on_pieces_and_find_lost_pages() -> None:
     assert len({digest(one, 5000) for one in (data, lost, swapped, cut)}) == 4
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_there_is_no_folder_or_a_right_one(tmp_path: Path) -> None:
-    base = tiny_llama(0, DType.BF16, layers=60)
-    write_checkpoint(tmp_path / "base", base)
-    write_checkpoint(tmp_path / "tuned", shifted(base, 1))
-    command = [sys.executable, "-m", "obm_cli"]
-    subprocess.run([*command, "compress", "base", "tuned", "-o", "x.obm"], cwd=tmp_path, check=True)
-    make = [*command, "materialize", "--base", "base", "--expert", "x.obm", "-o"]
-    started = time.monotonic()
-    subprocess.run([*make, "wanted"], cwd=tmp_path, check=True)
-    takes = time.monotonic() - started
-    resumed = 0
-    for round_ in range(40):
-        process = subprocess.Popen([*make, "out", "--json"], cwd=tmp_path, stdout=subprocess.PIPE)
-        time.sleep(takes * (0.3 + 0.8 * round_ / 40))
-        process.send_signal(signal.SIGKILL)
-        out, _ = process.communicate()
-        if (tmp_path / "out").exists():
-            assert contents(tmp_path / "out") == contents(tmp_path / "wanted")
-            shutil.rmtree(tmp_path / "out")
-            if out:
-                resumed += json.loads(out)["resumed_bytes"] > 0
-        for partial in tmp_path.glob(".out.*.partial"):
-            assert_unloadable_or_whole(partial, tmp_path / "wanted")
-    subprocess.run([*make, "out"], cwd=tmp_path, check=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "wanted")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "tuned", "wanted", "x.obm"]
+def killed_while_renaming(family: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run until the files have their names, then die; the partial folder."""
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointWriter, "abort", CheckpointWriter._close)
+        patched.setattr(Journal, "remove", lambda self: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(family)
+    (partial,) = family.glob(".out.*.partial")
+    return partial
+
+
+@pytest.mark.parametrize("before", ["nothing", "three tensors", "names"])
+def test_killed_at_any_step_there_is_no_folder_or_a_right_one(
+    family: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Also where the run that is killed goes on after another one that was killed."""
+    (family / "start").mkdir()
+    if before != "nothing":
+        partial = (
+            killed_while_renaming(family, monkeypatch) if before == "names" else killed_after(family, 3, monkeypatch)
+        )
+        partial.rename(family / "start" / partial.name)
+    make = "materialize --base ../base --expert ../a.obm --expert ../b.obm --route a --lam 0.5 --threads 1 -o out"
+    *killed, last = runs_with_signal("SIGKILL", family, make.split())
+    assert last.is_over
+    assert {one.status for one in killed} == {-signal.SIGKILL}
+    resumed = [end_of(one.folder, family) for one in killed]
+    assert any(resumed)
+    assert before == "nothing" or resumed[0]
+
+
+def end_of(killed: Path, family: Path) -> int:
+    """A killed run left nothing wrong in its folder, and the next one ends well; the bytes that it took over."""
+    for partial in killed.glob(".out.*.partial"):
+        assert_unloadable_or_whole(partial, family / "wanted")
+    resumed, out = 0, killed / "out"
+    if not out.exists():
+        experts = [family / "a.obm", family / "b.obm"]
+        resumed = materialize(family / "base", experts, RECIPE, out, threads=1).resumed_bytes
+    assert contents(out) == contents(family / "wanted")
+    assert [path.name for path in killed.iterdir()] == ["out"]
+    return resumed

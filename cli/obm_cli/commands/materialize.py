@@ -98,7 +98,7 @@ def command(
     The default method is 1bit-merging: the routed expert is applied whole, and the compressed parts of the
     others are TIES-merged in with a factor of 0.1. One expert implies its route.
 
-    Errors and Ctrl-C leave nothing behind. A run that was killed leaves a hidden .partial folder beside DIR that
+    Errors and Ctrl-C leave nothing half written. A run that was killed leaves a hidden .partial folder beside DIR that
     does not load; the next run for the same DIR, recipe and files continues there.
 
     \b

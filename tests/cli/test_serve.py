@@ -64,6 +64,8 @@ def test_sigterm_lets_an_upload_end_and_closes_the_port(tmp_path: Path) -> None:
 
         def slowly() -> object:
             yield b"first "
+            while not list((server.home / "data").glob("??/*")):  # until the request is in hand
+                time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             yield b"second"

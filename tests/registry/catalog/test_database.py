@@ -147,7 +147,7 @@ def test_many_processes_open_a_new_catalog_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     catalog = open_catalog(tmp_path / "db")
     with catalog.read() as session:

@@ -19,7 +19,7 @@ from obm_registry.server.settings import Ceilings, Server, make_server
 from obm_registry.server.throttle import Throttle
 from obm_registry.service.registry import Registry
 
-CEILINGS = Ceilings(idle_s=0.1, burst=5, rate=1.0)
+CEILINGS = Ceilings(idle_s=0.1, burst=5, rate=1e-6)
 
 
 @pytest.fixture

@@ -213,6 +213,7 @@ def browser(server: RunningServer, folder: Path, path: str, width: int, height: 
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
+            "--disable-dev-shm-usage",
             f"--user-data-dir={folder / 'profile'}",
             f"--window-size={width},{height}",
             *(options or ("--dump-dom",)),
@@ -220,7 +221,7 @@ def browser(server: RunningServer, folder: Path, path: str, width: int, height: 
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,7 +1,8 @@
-"""Parts of the client for tests: folders of its own, no pauses between tries."""
+"""Parts of the client for tests: folders of its own, short pauses between tries."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from obm_registry.client.credentials import Credential, CredentialFile
@@ -10,7 +11,8 @@ from obm_registry.client.open import Places, open_client
 from obm_registry.client.origin import parse_origin
 from obm_registry.client.registry import ClientRegistry
 
-HASTE = Patience(stall_s=20.0, pause_s=0.0, sleep=lambda seconds: None)
+# long enough for a server to notice that a connection broke
+HASTE = Patience(stall_s=20.0, pause_s=0.05, sleep=lambda seconds: time.sleep(min(seconds, 0.2)))
 
 
 def places(folder: Path, *, offline: bool = False, limit: int = 10**9) -> Places:

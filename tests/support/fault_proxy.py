@@ -7,11 +7,14 @@ request before it goes on and may answer it, spoil its reply, or cut it.
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+_ESTABLISHED = 1  # of Linux's TCP states
 
 
 @dataclass(slots=True)
@@ -66,14 +69,31 @@ class FaultProxy:
         self.gate = threading.Event()
         self.gate.set()
         self.generation = 0
+        self.under_way = 0
+        self.over = threading.Condition()
 
     def reset(self) -> None:
-        """Forget what was seen, pass everything on, and drop what is still under way."""
+        """Drop what waits, let what was passed on end, forget what was seen, and pass everything on."""
         with self.lock:
             self.generation += 1
-            self.seen, self.sent, self.received = [], 0, 0
             self.rule = lambda seen: None
         self.gate.set()
+        with self.over:
+            assert self.over.wait_for(lambda: not self.under_way, 60), "the registry does not answer"
+        with self.lock:
+            self.seen, self.sent, self.received = [], 0, 0
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """One request is under way."""
+        with self.over:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self.over:
+                self.under_way -= 1
+                self.over.notify_all()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,8 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def _serve(self) -> None:
+        with self.proxy.passing():
+            self._serve_one()
+
+    def _serve_one(self) -> None:
         proxy, self.generation = self.proxy, self.proxy.generation
         proxy.gate.wait()
+        if not self._is_awaited():
+            self.close_connection = True  # a process that was killed asked, and this thread got round to it late
+            return
         length = int(self.headers.get("Content-Length", "0"))
         seen = Seen(self.command, self.path, dict(self.headers.items()), length)
         with proxy.lock:
@@ -128,6 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815 - the base class names them
 
+    def _is_awaited(self) -> bool:
+        """Whether the other side still holds the connection open."""
+        state = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state == _ESTABLISHED
+
     def _count(self, is_blob: bool, nbytes: int) -> None:
         with self.proxy.lock:
             if is_blob and self.command == "GET" and self.generation == self.proxy.generation:
@@ -158,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in (headers | {"Content-Length": str(length)}).items():
             connection.putheader(key, value)
         connection.endheaders(body)
+        connection.sock.shutdown(socket.SHUT_WR)
+        while connection.sock.recv(65536):  # until the registry has given the request up
+            pass
         connection.close()
 
     def _head(self, status: int, headers: list[tuple[str, str]], length: int) -> None:

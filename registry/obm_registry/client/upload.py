@@ -25,6 +25,9 @@ CHUNK_NBYTES = 8 * MIB
 LEAST_MOUNTED = 4096  # smaller blobs are sent: a note costs as much
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
 _NO_CHUNKS = (400, 404, 405, 411, 501)
+# a server that has not yet noticed that an earlier connection broke says that the upload is somebody else's (`busy`),
+# and then that it went on meanwhile (`upload_unknown`)
+_TRIED_AGAIN = ("network", "bad_manifest", "not_found", "busy", "upload_unknown")
 
 
 @dataclass(slots=True)
@@ -93,10 +96,7 @@ class Uploads:
                 return sent + self._whole(repository, blob, read, self._fresh(repository, blob))
             except RegistryError as error:
                 failures += 1
-                if (
-                    error.reason not in ("network", "bad_manifest", "not_found")
-                    or failures >= self._session.patience.attempts
-                ):
+                if error.reason not in _TRIED_AGAIN or failures >= self._session.patience.attempts:
                     raise
                 self._session.patience.wait(failures - 1)
                 if self._is_there(repository, blob):

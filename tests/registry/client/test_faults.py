@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import client_jobs
@@ -104,6 +107,26 @@ def test_pull_survives_one_fault_and_fetches_little_twice(
     again = client_jobs.SEGMENT if fault.flip is not None else 0  # a bad segment is fetched again, and it alone
     assert size <= proxy.received <= size + again
     assert pulled.received_bytes <= size + again
+
+
+def own_refusal(reason: str) -> bytes:
+    """What our server says of an upload."""
+    return json.dumps({"errors": [{"code": "BLOB_UPLOAD_INVALID", "detail": {"reason": reason}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=503, body=own_refusal("busy")), Fault(status=404, body=own_refusal("upload_unknown"))],
+    ids=["busy", "moved"],
+)
+def test_push_waits_for_a_server_that_still_holds_a_broken_upload(
+    registry: ClientRegistry, proxy: FaultProxy, ref: str, expert: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(transfer, "THREADS", 1)
+    refused = itertools.count(1)
+    proxy.rule = lambda seen: fault if seen.method == "PATCH" and next(refused) in (3, 4) else None
+    pushed = registry.push(expert, ref)
+    assert registry.resolve(ref).id == pushed.id
 
 
 def test_a_segment_that_stays_bad_is_refused_and_the_good_ones_are_kept(
@@ -270,11 +293,18 @@ def test_an_index_of_referrers_that_others_overwrite_is_written_again(
     assert registry.backbone(repository).n_experts == 2
 
 
-def kill_at(proxy: FaultProxy, number: int, fault: Fault, child: multiprocessing.process.BaseProcess) -> None:
-    """Kill the child when it is about to move blob bytes for the `number`-th time."""
-    count = itertools.count(1)
+def kill_at(
+    proxy: FaultProxy,
+    number: int,
+    fault: Fault,
+    child: multiprocessing.process.BaseProcess,
+    wait: Callable[[Seen], None] = lambda seen: None,
+) -> None:
+    """Kill the child when it is about to move blob bytes for the `number`-th time, after a wait."""
+    count, cut = itertools.count(1), []
 
     def then() -> None:
+        wait(cut[0])
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
 
@@ -285,6 +315,7 @@ def kill_at(proxy: FaultProxy, number: int, fault: Fault, child: multiprocessing
         if seen.method != method or "/blobs/" not in seen.path or next(count) != number:
             return None
         proxy.gate.clear()  # nothing else gets through before the kill
+        cut.append(seen)
         return fault
 
     proxy.rule = rule
@@ -318,7 +349,7 @@ def test_a_killed_push_ends_well_the_next_time(
     child = children().Process(target=client_jobs.push, args=(proxy.address, tmp_path, expert, ref))
     kill_at(proxy, number, Fault(cut_request=cut), child)
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     kept = kept_by_stock(list(proxy.seen), number, cut)
     proxy.reset()
@@ -328,6 +359,18 @@ def test_a_killed_push_ends_well_the_next_time(
     assert proxy.sent <= total - kept
     registry.pull(ref, tmp_path / "out.obm")
     assert (tmp_path / "out.obm").read_bytes() == expert.read_bytes()
+
+
+def wait_for(arrived: int, address: str, seen: Seen) -> None:
+    """Wait until our server has noted the bytes of a chunk that was cut, and nobody writes to the upload any more."""
+    start = int(seen.headers["Content-Range"].partition("-")[0])
+    headers = {"Authorization": seen.headers["Authorization"]}
+    for _ in range(3000):
+        noted = httpx.get(f"http://{address}{seen.path}", headers=headers, trust_env=False).headers.get("Range")
+        if noted == f"0-{max(start + arrived - 1, 0)}":
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{arrived} bytes from {start} were not kept: {noted}")
 
 
 @pytest.mark.parametrize("number", [2, *[pytest.param(n, marks=pytest.mark.slow) for n in range(5, 42, 3)]])
@@ -351,9 +394,9 @@ def test_on_our_own_server_a_killed_push_loses_nothing_that_arrived(
         proxy.reset()
         arguments = (proxy.address, tmp_path, expert, f"{repository}:chat")
         child = children().Process(target=client_jobs.push, args=arguments)
-        kill_at(proxy, number, Fault(cut_request=cut), child)
+        kill_at(proxy, number, Fault(cut_request=cut), child, partial(wait_for, cut, own[0]))
         child.start()
-        child.join(60)
+        child.join(600)
         assert child.exitcode == -signal.SIGKILL
         before = proxy.sent
         proxy.reset()
@@ -377,7 +420,7 @@ def test_a_killed_pull_fetches_only_the_rest(
     child = children().Process(target=client_jobs.pull, args=(proxy.address, tmp_path, ref, out))
     kill_at(proxy, number, Fault(cut_reply=cut), child)
     child.start()
-    child.join(60)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     assert not out.exists()
     before = proxy.received
@@ -402,7 +445,7 @@ def test_two_processes_share_one_download(
     for child in running:
         child.start()
     for child in running:
-        child.join(60)
+        child.join(600)
     assert [child.exitcode for child in running] == [0] * 4
     assert {out.read_bytes() for out in outs} == {expert.read_bytes()}
     assert proxy.received == expert.stat().st_size

@@ -29,7 +29,7 @@ HTPASSWD = "me:$2y$04$abcdefghijklmnopqrstuuNG0Z9xYjgj3pkzN.YpYToaPHOmIUPo.\n"  
 def skopeo(*arguments: str) -> str:
     if shutil.which("skopeo") is None:
         pytest.skip("skopeo is not installed")
-    done = subprocess.run(["skopeo", *arguments], check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["skopeo", *arguments], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -97,7 +97,7 @@ def test_eight_clients_at_once_lose_no_referrer(kind: str, stock: str, base: Pat
     for child in running:
         child.start()
     for child in running:
-        child.join(120)
+        child.join(600)
     assert [child.exitcode for child in running] == [0] * CLIENTS
     with open_there(url, tmp_path) as registry:
         assert registry.backbone("acme/race").n_experts == CLIENTS

@@ -73,7 +73,7 @@ def run(command: list[str], folder: Path, reference: Draft) -> dict[str, Any]:
     file = file_bytes(reference)
     for path, content in zip(paths, (file_bytes(expert_on(file)), checkpoint_bytes(BACKBONE), file), strict=True):
         path.write_bytes(content)
-    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode in (0, 4), done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
     return printed

@@ -98,7 +98,7 @@ def shown(url: str, profile: Path, **parameters: str) -> Any:  # noqa: ANN401 - 
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        printed, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # the browser and the children that it started

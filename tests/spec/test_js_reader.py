@@ -41,7 +41,7 @@ console.log(JSON.stringify({ id: expert.id, decoded: Buffer.from(bytes).toString
 
 
 def run_node(*arguments: str, status: int = 0) -> str:
-    done = subprocess.run([NODE, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([NODE, *arguments], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == status, done.stderr
     return done.stdout
 

@@ -147,7 +147,7 @@ def test_javascript_reader_agrees() -> None:
     script = READ_ALL.replace("MODULE", (SPEC / "js" / "obm.js").as_uri())
     lines = "\n".join(base64.b64encode(head).decode() for head in heads)
     command = [NODE, "--input-type=module", "--eval", script]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     for head, reason in zip(heads, done.stdout.split(), strict=True):
         assert step(reason) == step(of_package(head)), head

@@ -57,11 +57,11 @@ FAMILIES = (
         (r"self_attn\.(qkv|o)_proj\.weight",),
         (r"mlp\.(gate_up|down)_proj\.weight",),
     ),
-    Family("Phi", (r"self_attn\.dense\.weight",), (r"mlp\.fc[12]\.weight",)),
+    Family("Phi Persimmon", (r"self_attn\.(query_key_value|dense)\.weight",), (r"mlp\.fc[12]\.weight",)),
     Family("GPT-2 GPT-BigCode", (r"attn\.c_(attn|proj)\.weight",), (r"mlp\.c_(fc|proj)\.weight",)),
     Family(
-        "GPT-J GPT-Neo wav2vec2",
-        (r"(attn|attention)\.([qkv]|out)_proj\.weight",),
+        "GPT-J GPT-Neo CodeGen wav2vec2",
+        (r"(attn|attention)\.([qkv]|out)_proj\.weight", r"attn\.qkv_proj\.weight"),
         (r"mlp\.fc_(in|out)\.weight", r"feed_forward\.(intermediate|output)_dense\.weight"),
     ),
     Family(
@@ -80,6 +80,7 @@ FAMILIES = (
         (
             r"(cross)?attention\.(self|attention)\.(query|key|value)(_proj)?\.weight",
             r"(cross)?attention\.output\.dense\.weight",
+            r"attention\.self\.pos_(key|query)_proj\.weight",
         ),
         (r"intermediate\.dense\.weight", r"[0-9]+\.output\.dense\.weight"),
     ),
@@ -98,17 +99,25 @@ FAMILIES = (
         (r"DenseReluDense\.(wi|wi_0|wi_1|wo)\.weight",),
     ),
     Family(
-        "Mixtral Qwen-MoE OLMoE Llama 4 GPT-OSS LFM2",
+        "Mixtral Qwen-MoE OLMoE HunYuan Llama 4 GPT-OSS LFM2",
         (),
         (
             r"experts\.[0-9]+\.w[123]\.weight",
             r"experts\.[0-9]+\.(gate|up|down)_proj\.weight",
             r"experts\.(gate_up|gate|up|down)_proj(\.weight)?",
-            r"shared_experts?\.(gate|up|down)_proj\.weight",
+            r"shared_(experts?|mlp)\.(gate|up|down)_proj\.weight",
             r"feed_forward\.w[123]\.weight",
             r"feed_forward\.(gate|up|down)_proj\.weight",
         ),
     ),
+    Family(
+        "Granite-MoE JetMoe",
+        (r"self_attention\.(kv_proj|experts\.(input|output)_linear)\.weight",),
+        (r"(block_sparse_moe|mlp|shared_mlp)\.(input|output)_linear\.weight",),
+    ),
+    Family("DBRX", (), (r"experts\.mlp\.(w1|v1|w2)",)),
+    Family("Qwen3-Next", (r"linear_attn\.(in_proj_(qkvz|ba|qkv|[zab])|out_proj)\.weight",), ()),
+    Family("RWKV", (r"attention\.(receptance|output)\.weight",), (r"feed_forward\.(key|value|receptance)\.weight",)),
     Family(
         "DeepSeek",
         (r"self_attn\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)\.weight",),
@@ -123,7 +132,10 @@ def _any_of(expressions: Iterable[str]) -> re.Pattern[str]:
 
 _ATTENTION = _any_of(itertools.chain.from_iterable(family.attention for family in FAMILIES))
 _MLP = _any_of(itertools.chain.from_iterable(family.mlp for family in FAMILIES))
-_EXPERTS = re.compile(r"(?:^|\.)experts\.(?:gate_up|gate|up|down)_proj(?:\.weight)?\Z")
+_EXPERTS = re.compile(
+    r"(?:^|\.)(?:experts\.(?:gate_up|gate|up|down)_proj(?:\.weight)?"
+    r"|(?:block_sparse_moe|mlp|self_attention\.experts)\.(?:input|output)_linear\.weight)\Z"
+)
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> Role:
@@ -249,6 +261,8 @@ def _query_key_value(rows: int, config: Mapping[str, object] | None) -> Blocks |
     if not heads or rows % (heads + 2 * kv_heads):
         return None
     head = rows // (heads + 2 * kv_heads)
+    if head != (_size(config, "head_dim") or head):  # laid out otherwise, as in MiniMax's linear attention
+        return None
     return ((3, heads * head),) if heads == kv_heads else ((1, heads * head), (2, kv_heads * head))
 
 

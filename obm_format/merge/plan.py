@@ -348,14 +348,23 @@ def _participants(experts: Sequence[Header], recipe: Recipe) -> tuple[Participan
                 expected=first.manifest.backbone.fingerprint,
                 got=one.manifest.backbone.fingerprint,
             )
-    for name, weight in recipe.weight.items():
-        place = find_expert(name, found, "weight")
+    for place, weight in _by_place(recipe.weight, found, "weight").items():
         found[place] = replace(found[place], weight=weight)
-    for name, density in recipe.densities.items():
-        place = find_expert(name, found, "densities")
+    for place, density in _by_place(recipe.densities, found, "densities").items():
         found[place] = replace(found[place], density=density)
     _check_weights(found, recipe)
     return tuple(found)
+
+
+def _by_place(numbers: Mapping[str, float], participants: Sequence[Participant], field: str) -> dict[int, float]:
+    """A number for each expert that one is named for, by the expert's place."""
+    found: dict[int, float] = {}
+    for name, number in numbers.items():
+        place = find_expert(name, participants, field)
+        if place in found:
+            raise UsageError("bad_recipe", f"{participants[place].label} has two", where=field, got=name)
+        found[place] = number
+    return found
 
 
 def _check_weights(participants: Sequence[Participant], recipe: Recipe) -> None:

@@ -34,7 +34,7 @@ from obm_format.merge.methods import (
     own_arithmetic,
     peer_arithmetic,
 )
-from obm_format.merge.recipe_file import read_mapping
+from obm_format.merge.recipe_file import DECIMAL, read_mapping
 from obm_format.model import DType
 
 NO_ROUTE = "none"  # the explicit route on which no expert is applied whole
@@ -312,7 +312,8 @@ def _optional(kind: type[_E], fields: Mapping[str, object], name: str) -> _E | N
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    is_other_text = isinstance(value, str) and DECIMAL.fullmatch(value) is None
+    if isinstance(value, (int, float, str)) and not (isinstance(value, bool) or is_other_text):
         try:
             number = float(value)
         except (ValueError, OverflowError):

@@ -1,10 +1,12 @@
 """Recipe files: YAML or JSON to one mapping, with nothing in it that could surprise.
 
-No aliases, no anchors, no tags, no key twice, bounded in size and depth. Never looks at what fields mean.
+No aliases, no anchors, no key twice, no number but plain decimal ones, bounded in size and depth. Never looks at what
+fields mean.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from obm_format.errors import UsageError
 
 RECIPE_NBYTES = 1 << 20
 RECIPE_DEPTH = 16
+DECIMAL = re.compile(r"[-+]?(?!0[0-9])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 def read_mapping(path: Path) -> Mapping[str, object]:
@@ -79,9 +82,19 @@ def _strict_loader() -> type[Any]:
             for key, _ in node.value:
                 plain = isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
                 if not plain or key.value in seen:
-                    problem = f"the key {key.value!r} is given twice, or is no text"
+                    name = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that is a list or a mapping"
+                    problem = f"the key {name} is given twice, or is no text"
                     raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+        def construct_number(self, node: yaml.ScalarNode) -> int | float:
+            """YAML 1.1 would read 010 as 8 and 1:30 as 90."""
+            if DECIMAL.fullmatch(node.value) is None:
+                problem = f"{node.value[:40]!r} is no plain decimal number"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return int(node.value) if node.value.lstrip("+-").isdigit() else float(node.value)
+
+    for kind in ("int", "float"):
+        StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", StrictLoader.construct_number)
     return StrictLoader

@@ -75,6 +75,8 @@ def test_overflow_is_refused_and_leaves_nothing(
         ({"method": "average", "weight": {"a": 1, "b": -1}}, "weight"),
         ({"method": "ties", "densities": {"c": 0.5}}, "densities"),
         ({"method": "ties", "weight": {"#3": 0.5}}, "weight"),
+        ({"method": "ties", "weight": {"#1": 0.5, "a": 2}}, "weight"),
+        ({"method": "ties", "densities": {"a": 0.5, "#1": 0.5}}, "densities"),
         ({"method": "average", "compat": "mergekit", "weight": {"#1": 1, "#2": -1}}, "weight"),
     ],
 )

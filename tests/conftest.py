@@ -8,6 +8,7 @@ interpreter on the CPU, unless `OBM_TEST_DEVICE=cuda` (`make test-gpu`) sends th
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -21,6 +22,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("obm")
+
+# a shell hands its background jobs an interrupt that is ignored, and tests interrupt what they start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not os.environ.get("OBM_TEST_DEVICE", "cpu").startswith("cuda"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported

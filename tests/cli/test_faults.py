@@ -147,6 +147,7 @@ def test_interrupt_at_any_step_leaves_a_whole_result_or_none(
     *runs, last = runs_with_signal("SIGINT", tmp_path, AT_ANY_STEP[command], first=first, stride=stride)
     assert len(runs) > 1
     assert last.is_over
+    assert {one.status for one in runs} == {130}
     for one in runs:
         require_whole_or_none(one.folder, "out", one.status, one.err, tmp_path / "whole" / "out")
 

@@ -12,7 +12,7 @@ from obm_registry.client.origin import parse_origin
 from obm_registry.client.registry import ClientRegistry
 
 # long enough for a server to notice that a connection broke
-HASTE = Patience(stall_s=20.0, pause_s=0.05, sleep=lambda seconds: time.sleep(min(seconds, 0.2)))
+HASTE = Patience(stall_s=20.0, pause_s=0.02, sleep=lambda seconds: time.sleep(min(seconds, 0.05)))
 
 
 def places(folder: Path, *, offline: bool = False, limit: int = 10**9) -> Places:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -32,12 +33,12 @@ NO_STEP = 99  # the exit status of a run that was over before its step
 
 
 def arm(step: int, number: signal.Signals) -> list[int]:
-    """Send this process a signal at step number `step`, and none after; gives the running count."""
-    count = [0]
+    """Send this process a signal at step number `step`, and none after; gives a list that has the step once it came."""
+    places, reached = itertools.count(), []
 
     def tick() -> None:
-        count[0] += 1
-        if count[0] == step + 1:
+        if next(places) == step:  # whichever thread comes there
+            reached.append(step)
             signal.raise_signal(number)
 
     def stepped(call: Callable[..., object]) -> Callable[..., object]:
@@ -54,7 +55,7 @@ def arm(step: int, number: signal.Signals) -> list[int]:
     for name in CALLS:
         setattr(os, name, stepped(getattr(os, name)))
     io.open = stepped(io.open)  # type: ignore[assignment]  # what `Path.open` calls
-    return count
+    return reached
 
 
 def only_reads(_path: object, how: object = "r", *_: object, **__: object) -> bool:
@@ -69,8 +70,8 @@ def child(step: int, number: signal.Signals, folder: Path, arguments: list[str])
         os.dup2(os.open(folder.with_suffix(f".{stream}"), os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(folder)
     sys.argv = ["obm", *arguments]
-    count = arm(step, number)
-    os._exit = lambda status: leave(status if count[0] > step else NO_STEP)  # type: ignore[assignment]
+    reached = arm(step, number)
+    os._exit = lambda status: leave(status if reached else NO_STEP)  # type: ignore[assignment]
     run()
 
 

@@ -234,6 +234,7 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     try:
         yield proxy
     finally:
+        proxy.gate.set()  # a test that failed may have left it closed
         server.shutdown()
         thread.join()
         server.server_close()

@@ -126,6 +126,20 @@ class Combine(enum.Enum):
     TIES = "ties"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What a merge saw of the words that it read and wrote.
+
+    Args:
+        is_finite: no word of the backbone, of an exact or trimmed operand, or of the output is NaN or infinite. False
+            says less: one of them is, or is so large that nobody looked twice.
+        moved: words of the output that are not the backbone's.
+    """
+
+    is_finite: bool
+    moved: int
+
+
 class Kernels(Protocol):
     """The arithmetic of obm on arrays."""
 
@@ -203,7 +217,7 @@ class Kernels(Protocol):
         lam: float,
         out: Words,
         out_dtype: DType,
-    ) -> None:
+    ) -> Sight | None:
         """Merge one matrix into `out`; a result that is not finite is written as such.
 
         float32 throughout, one rounding per operation, no fused multiply-add.
@@ -226,6 +240,9 @@ class Kernels(Protocol):
             lam: what T is multiplied by.
             out: words [rows, cols] of `out_dtype`, written; it must not overlap any input but `base`.
             out_dtype: F16, BF16 or F32.
+
+        Returns:
+            what was seen on the way, where looking cost nothing; None where somebody else has to look.
 
         Raises:
             UsageError: operands, weights and shapes do not fit (`bad_shape`, `usage`), or a dtype is not F16, BF16 or

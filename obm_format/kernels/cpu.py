@@ -30,6 +30,7 @@ from obm_format.kernels.contract import (
     ExactOperand,
     Float64,
     Operand,
+    Sight,
     SignOperand,
     TrimmedOperand,
     ValueOperand,
@@ -54,6 +55,7 @@ from obm_format.kernels.words import EXPONENT, Float32, Words, cast
 from obm_format.model import DType
 
 _KINDS = {DType.F16: F16, DType.BF16: BF16, DType.F32: F32}
+_TOO_LARGE = {DType.BF16: 0x7F7F_8000, DType.F32: 0x7F80_0000}  # magnitudes from here on are rounded to infinity
 _COMBINES = {Combine.SUM: loops.SUM, Combine.MEAN: loops.MEAN, Combine.TIES: loops.TIES}
 _INLINE = 1 << 16  # elements below which threads cost more than they bring
 _SHARES = 4  # runs per thread, so that a slow core does not hold up the others
@@ -148,8 +150,8 @@ class NumbaKernels:
         lam: float,
         out: Words,
         out_dtype: DType,
-    ) -> None:
-        """See `Kernels.merge`."""
+    ) -> Sight | None:
+        """See `Kernels.merge`; exact operands alone are seen."""
         check_operands(base, base_dtype, [*others] if routed is None else [*others, routed])
         check_output(out, out_dtype, base.shape)
         check_weights(others, weights)
@@ -161,7 +163,7 @@ class NumbaKernels:
         shifting = [*others, routed] if isinstance(routed, SignOperand | ValueOperand) else [*others]
         if not shifting:
             self._copy(source, source_dtype, out, out_dtype)
-            return
+            return None
         addresses = _Addresses(shifting)
         job = _plain_job(addresses, base, base_dtype, base.shape[1])._replace(
             source=source.ctypes.data,
@@ -175,10 +177,11 @@ class NumbaKernels:
         )
         operands = loops.Operands(addresses.ops, addresses.planes, np.array(weights, np.float32))
         if _is_flat(job, addresses.ops):
-            self._share(-(-base.size // loops.TILE), base.size, _flat_work(job, operands, base.size))
-            return
+            seen = self._share(-(-base.size // loops.TILE), base.size, _flat_work(job, operands, base.size))
+            return _sight(seen, out_dtype)
         job = job._replace(table=_table_columns(shifting, addresses.planes, job.cols))
         self._share(_tiles(*base.shape), base.size, _tiled_work(job, operands, shifting))
+        return None
 
     def count_magnitudes(self, values: Float32, high: int | None, counts: Counts) -> None:
         """See `Kernels.count_magnitudes`."""
@@ -444,14 +447,21 @@ def _is_flat(job: loops.Job, ops: Int64) -> bool:
     return is_exact and kinds in ({BF16}, {F32}) and len(ops) <= flat.FLAT_OPERANDS
 
 
-def _flat_work(job: loops.Job, operands: loops.Operands, size: int) -> Callable[[int, int], None]:
+def _flat_work(job: loops.Job, operands: loops.Operands, size: int) -> Callable[[int, int], tuple[int, int]]:
     merge = flat.merge_reals if job.base_kind == F32 else flat.merge_brains
 
-    def work(start: int, stop: int) -> None:
+    def work(start: int, stop: int) -> tuple[int, int]:
         scratch = np.zeros(flat.SCRATCH, np.uint8)
-        merge(job, operands, scratch, start * loops.TILE, min(size, stop * loops.TILE))
+        seen: tuple[int, int] = merge(job, operands, scratch, start * loops.TILE, min(size, stop * loops.TILE))
+        return seen
 
     return work
+
+
+def _sight(seen: Sequence[tuple[int, int]], dtype: DType) -> Sight:
+    """What the runs of `_flat_work` saw together."""
+    most = max((most for most, _ in seen), default=0)
+    return Sight(is_finite=most < _TOO_LARGE[dtype], moved=sum(moved for _, moved in seen))
 
 
 def _tiles(rows: int, cols: int) -> int:

@@ -22,8 +22,8 @@ def brains_at(builder: Any, address: Any, lanes: int) -> list[Any]:
     return [builder.bitcast(one, ir.VectorType(REAL, lanes)) for one in (low, high)]
 
 
-def store_brains(builder: Any, even: Any, odd: Any, address: Any) -> None:
-    """Round floats and put them at even and odd places from an address on.
+def rounded(builder: Any, even: Any, odd: Any) -> Any:
+    """The words of floats, rounded, at even and odd places.
 
     The lower halves of the floats tell what is added to the upper ones: 1 above the middle, and in the middle where
     the upper half is odd. With the middle as 0: where the lower half is above the upper one's last bit, negated.
@@ -40,4 +40,9 @@ def store_brains(builder: Any, even: Any, odd: Any, address: Any) -> None:
     lower = words(low, builder.shl(high, like(high, 16)))
     is_odd = builder.sub(like(upper, 0), builder.and_(upper, like(upper, 1)))
     goes_up = builder.icmp_signed(">", builder.xor(lower, like(lower, 0x8000)), is_odd)
-    store(builder, builder.sub(upper, builder.sext(goes_up, upper.type)), address)
+    return builder.sub(upper, builder.sext(goes_up, upper.type))
+
+
+def store_brains(builder: Any, even: Any, odd: Any, address: Any) -> None:
+    """Round floats and put them at even and odd places from an address on."""
+    store(builder, rounded(builder, even, odd), address)

@@ -50,29 +50,27 @@ class _Others(NamedTuple):
 @step
 def _merge_reals(job, others, places, at, steps):
     if job.combine == SUM:
-        sum_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.combine == MEAN:
-        mean_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.others == 2:
-        elect_reals_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.others == 3:
-        elect_reals_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    else:
-        elect_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
+        return sum_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.combine == MEAN:
+        return mean_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.others == 2:
+        return elect_reals_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.others == 3:
+        return elect_reals_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    return elect_reals(places, others.ops, others.weights, job.others, job.lam, at, steps)
 
 
 @step
 def _merge_brains(job, others, places, at, steps):
     if job.combine == SUM:
-        sum_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.combine == MEAN:
-        mean_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.others == 2:
-        elect_brains_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    elif job.others == 3:
-        elect_brains_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
-    else:
-        elect_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+        return sum_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.combine == MEAN:
+        return mean_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.others == 2:
+        return elect_brains_of_two(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    if job.others == 3:
+        return elect_brains_of_three(places, others.ops, others.weights, job.others, job.lam, at, steps)
+    return elect_brains(places, others.ops, others.weights, job.others, job.lam, at, steps)
 
 
 @step
@@ -89,7 +87,7 @@ def _places(job, offset):
 def _bring_rest(job, others, own, nbytes, at, n):
     """Copy n elements from place `at` on, fewer than a step, to the scratch at address `own`: they are the others now.
 
-    Output, source and base are at `own` and one and two rows after it.
+    Output, source and base are at `own` and one and two rows after it. What is behind n is 0, and stays 0.
     """
     copy(own + _ROW, job.source + nbytes * at, nbytes * n)
     copy(own + 2 * _ROW, job.base + nbytes * at, nbytes * n)
@@ -103,23 +101,31 @@ def _bring_rest(job, others, own, nbytes, at, n):
 
 @kernel
 def merge_reals(job, operands, scratch, start, stop):
-    """Merge the F32 elements start .. stop; `scratch` is uint8[SCRATCH]."""
+    """Merge the F32 elements start .. stop; `scratch` is uint8[SCRATCH].
+
+    Returns:
+        the largest magnitude that was noted, as an integer, and how many words are not the backbone's.
+    """
     others, own, steps = _others_of(operands), np.int64(scratch.ctypes.data), (stop - start) // STEP
-    _merge_reals(job, others, _places(job, _REAL * start), start, steps)
+    most, moved = _merge_reals(job, others, _places(job, _REAL * start), start, steps)
     at = start + STEP * steps
     if at < stop:
         rest = _bring_rest(job, others, own, _REAL, at, stop - at)
-        _merge_reals(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
+        more = _merge_reals(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
         copy(job.out + _REAL * at, own, _REAL * (stop - at))
+        most, moved = max(most, more[0]), moved + more[1]
+    return most, moved
 
 
 @kernel
 def merge_brains(job, operands, scratch, start, stop):
-    """Merge the BF16 elements start .. stop; `scratch` is uint8[SCRATCH]."""
+    """As `merge_reals`, of BF16 elements."""
     others, own, steps = _others_of(operands), np.int64(scratch.ctypes.data), (stop - start) // STEP
-    _merge_brains(job, others, _places(job, _BRAIN * start), start, steps)
+    most, moved = _merge_brains(job, others, _places(job, _BRAIN * start), start, steps)
     at = start + STEP * steps
     if at < stop:
         rest = _bring_rest(job, others, own, _BRAIN, at, stop - at)
-        _merge_brains(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
+        more = _merge_brains(job, rest, (own, own + _ROW, own + 2 * _ROW), at, 1)
         copy(job.out + _BRAIN * at, own, _BRAIN * (stop - at))
+        most, moved = max(most, more[0]), moved + more[1]
+    return most, moved

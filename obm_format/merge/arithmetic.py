@@ -18,6 +18,7 @@ from obm_format.kernels.contract import (
     ExactOperand,
     Kernels,
     Operand,
+    Sight,
     TrimmedOperand,
     ValueOperand,
     ZeroOperand,
@@ -105,7 +106,7 @@ def merge_tensor(
     out: Words,
     out_dtype: DType,
     zero_is_positive: bool = True,
-) -> None:
+) -> Sight | None:
     """Merge one tensor into `out` by the pinned arithmetic of `Kernels.merge`.
 
     Args:
@@ -117,6 +118,9 @@ def merge_tensor(
         out: words of as many elements as the base, C-contiguous, written.
         out_dtype: F16, BF16 or F32.
         zero_is_positive: the elected sign where a sum is 0.
+
+    Returns:
+        what the kernels saw of everything that is at hand here, or None.
     """
     arithmetic = recipe.arithmetic
     pairs = [(share, share.thinning or _thinning_here(share, base, recipe, kernels)) for share in shares]
@@ -129,8 +133,8 @@ def merge_tensor(
     known = kernel_combine(arithmetic, weights, zero_is_positive=zero_is_positive)
     whole = job.whole_operands() if known is not None else None
     if known is not None and whole is not None:
-        job.merge(slice(None), whole, known, weights, target)
-        return
+        seen = job.merge(slice(None), whole, known, weights, target)
+        return seen if len(pairs) == len(shares) else None
     for rows in row_windows(job.view):
         if arithmetic.whole:
             mixed = combine(job.whole_weights(rows), weights, arithmetic)
@@ -141,6 +145,7 @@ def merge_tensor(
         else:
             term = combine(job.values(rows), weights, arithmetic, zero_is_positive=zero_is_positive)
             job.merge(rows, [ValueOperand(values=term)], Combine.SUM, [1.0], target)
+    return None
 
 
 def _brings_nothing(share: Share, how: Thinning) -> bool:
@@ -275,7 +280,7 @@ class _Job:
 
     def merge(
         self, rows: slice, operands: Sequence[Combined], how: Combine, weights: Sequence[float], target: Target
-    ) -> None:
+    ) -> Sight | None:
         """Let the kernels merge some rows."""
         base = self._base[rows]
         shape = (1, base.size) if self.view[1] == 1 else (base.shape[0], base.shape[1])
@@ -286,7 +291,7 @@ class _Job:
             else in_view(operand, shape, self._kernels)
             for operand in operands
         ]
-        self._kernels.merge(
+        return self._kernels.merge(
             base.reshape(shape),
             self._dtype,
             routed,

@@ -32,18 +32,27 @@ class DensePieces:
         source: the fine-tune.
         name: the tensor, in backbone coordinates.
         kernels: who looks for NaN.
-        is_look: whether this is but a look: whoever merges the tensor checks it.
     """
 
-    def __init__(self, source: DenseFineTune, name: str, kernels: Kernels, *, is_look: bool = False) -> None:
+    def __init__(self, source: DenseFineTune, name: str, kernels: Kernels) -> None:
         self._spec, words = source.words(name)
         self._words = words.reshape(-1)
-        self._kernels, self._is_look = kernels, is_look
+        self._kernels = kernels
         self._at = 0
 
     def operand(self, span: Span, shape: tuple[int, int]) -> Operand:
-        """See `Pieces.operand`."""
-        return ExactOperand(words=self.take(span.size).reshape(shape), dtype=self._spec.dtype)
+        """See `Pieces.operand`; not looked at: a merge sees most of what it reads, and `check` is for the rest."""
+        self._at = span.stop
+        return ExactOperand(words=self._words[span.start : span.stop].reshape(shape), dtype=self._spec.dtype)
+
+    def check(self, span: Span) -> None:
+        """Refuse NaN and Inf in some elements.
+
+        Raises:
+            CheckpointError: `not_finite_input`.
+        """
+        words = self._words[span.start : span.stop]
+        check_finite_words(words, self._spec, "fine-tune", span.start, self._kernels.first_not_finite)
 
     def take(self, count: int) -> Words:
         """See `WordPieces.take`.
@@ -51,23 +60,20 @@ class DensePieces:
         Raises:
             CheckpointError: `not_finite_input`.
         """
-        words = self._words[self._at : self._at + count]
-        if not self._is_look:
-            check_finite_words(words, self._spec, "fine-tune", self._at, self._kernels.first_not_finite)
-        self._at += count
-        return words
+        span = Span(self._at, self._at + count)
+        self.check(span)
+        self._at = span.stop
+        return self._words[span.start : span.stop]
 
     def finish(self) -> None:
         """See `Pieces.finish`."""
         self.take(self._words.size - self._at)
 
 
-def pieces_of(
-    source: Source, record: TensorRecord, base: Words | None, rows: int, kernels: Kernels, *, is_look: bool = False
-) -> Pieces:
+def pieces_of(source: Source, record: TensorRecord, base: Words | None, rows: int, kernels: Kernels) -> Pieces:
     """The task vector of a tensor in pieces; arguments as of `expert.pieces.open_pieces` and `DensePieces`."""
     if isinstance(source, DenseFineTune):
-        return DensePieces(source, record.name, kernels, is_look=is_look)
+        return DensePieces(source, record.name, kernels)
     return open_pieces(source, record.name, base, rows)
 
 

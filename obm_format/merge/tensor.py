@@ -18,7 +18,7 @@ from obm_format.checkpoint import Checkpoint
 from obm_format.codecs.base import Span
 from obm_format.errors import FormatError
 from obm_format.expert.pieces import ExactPieces, Pieces
-from obm_format.kernels.contract import Combine, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.contract import Combine, Kernels, Operand, Sight, ValueOperand, ZeroOperand
 from obm_format.kernels.words import Words, cast
 from obm_format.merge.arithmetic import WHOLE, BaseMatrix, Share, Thinning, find_thinning, merge_tensor
 from obm_format.merge.dense import DenseFineTune, Source
@@ -105,9 +105,10 @@ class _Maker:
     def make(self) -> Figures:
         self._meter.add_read(self._step.bytes_read)
         try:
-            if self._known is not None:
+            if self._known is not None and self._vouching:
                 self._check_base()
-            self._copy() if self._copies else self._merge()
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused when it is merged
+                self._copy() if self._copies else self._merge()
         except FormatError:
             self._check_base()  # another backbone explains whatever was found
             raise
@@ -120,30 +121,43 @@ class _Maker:
     # --- the backbone ---------------------------------------------------------------------------------------
 
     def _read(self, span: Span) -> Words:
-        """Some elements of the backbone; hashed, or where no expert vouches for them, found finite."""
+        """Some elements of the backbone; hashed where an expert vouches for them."""
         assert self._base is not None  # noqa: S101 - only added tensors have none, and they are copies
         words = self._base[span.start : span.stop]
-        if span.start != self._seen:
-            return words
-        self._seen = span.stop
-        with self._meter.phase("read"):
-            if not self._vouching and self._step.base is not None:
-                check_finite_words(words, self._step.base, "backbone", span.start, self._kernels.first_not_finite)
-            elif self._known is None:
-                self._hash.update(words.view(np.uint8).data)
+        if self._vouching and span.start == self._seen:
+            self._seen = span.stop
+            if self._known is None:
+                with self._meter.phase("read"):
+                    self._hash.update(words.view(np.uint8).data)
         return words
 
     def _check_base(self) -> None:
-        """Refuse another backbone (obm-1 clause 10.3)."""
+        """Refuse another backbone (obm-1 clause 10.3), or one that nobody vouches for and that holds NaN."""
         if self._base is None or self._step.base is None:
             return
-        if self._known is None or not self._vouching:
+        self._refuse_not_finite(Span(self._seen, self._base.size))
+        if not self._vouching:
+            return
+        if self._known is None:
             self._read(Span(self._seen, self._base.size))
-        if self._known is None and self._vouching:
             self._known = self._hash.digest()
             self._inputs.base.remember_sha256(self._step.base.name, self._known)
         for expert, name in self._vouching:
-            expert.check_base(name, self._step.base, self._known or b"")
+            expert.check_base(name, self._step.base, self._known)
+
+    def _refuse_not_finite(self, span: Span) -> None:
+        """Refuse NaN in some elements of a backbone for which no expert vouches."""
+        if self._base is None or self._step.base is None or self._vouching:
+            return
+        with self._meter.phase("read"):
+            words, find = self._base[span.start : span.stop], self._kernels.first_not_finite
+            check_finite_words(words, self._step.base, "backbone", span.start, find)
+        self._seen = span.stop
+
+    def _read_finite(self, span: Span) -> Words:
+        """As `_read`, for what no merge sees."""
+        self._refuse_not_finite(span)
+        return self._read(span)
 
     def _release(self) -> None:
         """Give back the mapped pages that are used up."""
@@ -170,13 +184,13 @@ class _Maker:
         if step.routed is None or step.routed.is_unchanged:
             assert step.base is not None  # noqa: S101 - as above
             for span in self._spans(step.base.numel, 1):
-                self._hand_over(span, self._read(span), step.base)
+                self._hand_over(span, self._read_finite(span), step.base)
             return
         assert self._plan.routed is not None  # noqa: S101 - there is a routed record
         pieces = words_of(self._inputs.experts[self._plan.routed], step.routed, self._base, self._kernels)
         for span in self._spans(step.routed.spec.numel, 1):
             if self._base is not None:
-                self._read(Span(min(span.start, self._base.size), min(span.stop, self._base.size)))
+                self._read_finite(Span(min(span.start, self._base.size), min(span.stop, self._base.size)))
             with self._meter.phase("decode"):
                 words = pieces.take(span.size)
             self._hand_over(span, words, step.routed.spec)
@@ -203,6 +217,7 @@ class _Maker:
             None if step.routed is None or self._plan.routed is None else Contribution(self._plan.routed, step.routed)
         )
         head = None if routed is None else self._open(routed, rows)
+        opened = sources if head is None else [head, *sources]
         thinnings = [self._thinning(one, rows, cols) for one in step.others]
         for span in self._spans(base.numel, cols):
             shape = (span.size // cols, cols) if rows else (1, span.size)
@@ -212,26 +227,50 @@ class _Maker:
                 operands = [source.operand(span, shape) for source in sources]
             out = self._target.room(span)
             with self._meter.phase("merge"):
-                merge_tensor(
-                    BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype, start=span.start),
-                    applied,
-                    self._shares(operands, thinnings),
-                    recipe=self._plan.recipe,
-                    kernels=self._kernels,
-                    out=out.reshape(shape),
-                    out_dtype=step.spec.dtype,
-                    zero_is_positive=self._plan.recipe.arithmetic.zero_is_positive
-                    or self._inputs.survey.zero_is_positive,
-                )
-                self._check_finite(out, span.start)
+                matrix = BaseMatrix(name=base.name, words=words.reshape(shape), dtype=base.dtype, start=span.start)
+                seen = self._merge_piece(matrix, applied, self._shares(operands, thinnings), out.reshape(shape))
+            if seen is None or not seen.is_finite:
+                self._look(span, opened, out)
+            self._seen = span.stop
             brought = [*zip(step.others, operands, strict=True)]
             if routed is not None and applied is not None:
                 brought.append((routed, applied))
-            self._measure(span, out, shape, brought)
+            self._measure(span, out, shape, brought, None if seen is None else seen.moved)
             self._put(span, out)
         self._grow(head)
-        for source in sources if head is None else [head, *sources]:
+        for source in opened:
             source.finish()
+
+    def _merge_piece(
+        self, base: BaseMatrix, applied: Operand | None, shares: Sequence[Share], out: Words
+    ) -> Sight | None:
+        recipe = self._plan.recipe
+        return merge_tensor(
+            base,
+            applied,
+            shares,
+            recipe=recipe,
+            kernels=self._kernels,
+            out=out,
+            out_dtype=self._step.spec.dtype,
+            zero_is_positive=recipe.arithmetic.zero_is_positive or self._inputs.survey.zero_is_positive,
+        )
+
+    def _look(self, span: Span, opened: Sequence[Pieces], out: Words) -> None:
+        """Refuse NaN in what went into some elements and in what became of them, unless the merge saw that."""
+        assert self._base is not None  # noqa: S101 - as above
+        dense = [source for source in opened if isinstance(source, DensePieces)]
+        self._refuse_not_finite(span)
+        with self._meter.phase("decode"):
+            for source in dense:
+                source.check(span)
+        with self._meter.phase("merge"):
+            try:
+                self._check_finite(out, span.start)
+            except FormatError:  # a rescale depends on what comes later, which then explains it
+                for source in dense:
+                    source.check(Span(span.stop, self._base.size))
+                raise
 
     def _open(self, one: Contribution, rows: int) -> Pieces:
         with self._meter.phase("decode"):
@@ -264,13 +303,14 @@ class _Maker:
 
         def windows() -> Iterator[tuple[int, Values]]:
             expert = self._inputs.experts[one.participant]
-            source = pieces_of(expert, one.record, self._base, rows, self._kernels, is_look=True)
+            source = pieces_of(expert, one.record, self._base, rows, self._kernels)
             for span in self._spans(base.numel, cols, _MAPPED_PIECES if isinstance(expert, DenseFineTune) else 1):
                 shape = (span.size // cols, cols) if rows else (1, span.size)
                 words, operand = self._read(span), source.operand(span, shape)
                 for start, values in window_looks(operand, words.reshape(shape), base.dtype, self._kernels):
                     yield span.start + start, values
-            source.finish()
+            if not isinstance(source, DensePieces):  # whoever merges the tensor checks those
+                source.finish()
 
         with self._meter.phase("merge"):
             return find_thinning(share, base.name, base.numel, windows, self._plan.recipe, self._kernels)
@@ -339,9 +379,14 @@ class _Maker:
             )
 
     def _measure(
-        self, span: Span, out: Words, shape: tuple[int, int], brought: Sequence[tuple[Contribution, Operand]]
+        self,
+        span: Span,
+        out: Words,
+        shape: tuple[int, int],
+        brought: Sequence[tuple[Contribution, Operand]],
+        moved: int | None = None,
     ) -> None:
-        """Count what happened to some elements that the backbone has too."""
+        """Count what happened to some elements that the backbone has too; `moved` where that was counted already."""
         base, spec = self._step.base, self._step.spec
         if not self._inputs.measure or base is None or self._base is None:
             return
@@ -351,7 +396,7 @@ class _Maker:
             return
         with self._meter.phase("measure"):
             before = cast(words, base.dtype, spec.dtype)
-            self._figures.moved += self._kernels.moved(before, out[: before.size])
+            self._figures.moved += self._kernels.moved(before, out[: before.size]) if moved is None else moved
             self._figures.comparable += before.size
             piece = Piece(
                 numel=base.numel,

@@ -1,4 +1,4 @@
-"""Merges of exact operands alone, where one pass does it: every number of operands and elements, and trims."""
+"""Merges of exact operands alone, where one pass does it: any number of elements and operands, trims, what is seen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kernel_operands import Maker, odd
 pytest.importorskip("numba", reason="the fast kernels need numba")
 
 from obm_format.kernels import Combine, ExactOperand, Kernels, Operand, ReferenceKernels, cpu_flat
-from obm_format.kernels.contract import Combined, TrimmedOperand
-from obm_format.kernels.words import Words, from_float32, to_float32, words_dtype
+from obm_format.kernels.contract import Combined, Sight, TrimmedOperand
+from obm_format.kernels.words import EXPONENT, Words, from_float32, is_finite, to_float32, words_dtype
 from obm_format.model import DType
 
 REFERENCE = ReferenceKernels()
@@ -46,7 +46,7 @@ def assert_equal(
     for kernels in (REFERENCE, fast):
         memory = np.full(base.nbytes + 129, 0xA5, np.uint8)
         out = memory[65 : 65 + base.nbytes].view(base.dtype).reshape(base.shape)
-        kernels.merge(
+        seen = kernels.merge(
             odd(base), dtype, routed, others,
             combine=combine, weights=[1.0] * len(others) if weights is None else weights, lam=lam,
             out=out, out_dtype=dtype,
@@ -54,6 +54,9 @@ def assert_equal(
         assert (memory[:65] == 0xA5).all()
         assert (memory[65 + base.nbytes :] == 0xA5).all()
         outs.append(out)
+        if seen is not None:
+            assert seen.moved == REFERENCE.moved(base, out)
+            assert not seen.is_finite or is_finite(out, dtype)
     assert np.array_equal(outs[0], outs[1]), np.flatnonzero(outs[0] != outs[1])[:8]
     return outs[0]
 
@@ -144,5 +147,70 @@ def test_a_merge_in_place_reads_each_element_before_it_is_written(fast: Kernels,
     others: list[Combined] = [exact(maker.words(shape, dtype), dtype) for _ in range(3)]
     expected = assert_equal(fast, base, dtype, others)
     assert base.dtype == words_dtype(dtype)
-    fast.merge(base, dtype, None, others, combine=Combine.TIES, weights=[1.0] * 3, lam=0.7, out=base, out_dtype=dtype)
+    moved = REFERENCE.moved(base, expected)
+    seen = fast.merge(
+        base, dtype, None, others, combine=Combine.TIES, weights=[1.0] * 3, lam=0.7, out=base, out_dtype=dtype
+    )
     assert np.array_equal(base, expected)
+    assert seen == Sight(is_finite=True, moved=moved)
+
+
+def sight(fast: Kernels, dtype: DType, words: list[Words], combine: Combine, threshold: float | None) -> Sight | None:
+    """What is seen of a merge of all words but the first, the backbone's, and the last, the routed operand's."""
+    base, *others, routed = (odd(one) for one in words)
+    operands: list[Combined] = [ExactOperand(words=one, dtype=dtype) for one in others]
+    if threshold is not None:
+        operands[0] = TrimmedOperand(words=others[0], dtype=dtype, threshold=threshold, last=-1)
+    return fast.merge(
+        base, dtype, ExactOperand(words=routed, dtype=dtype), operands,
+        combine=combine, weights=[0.0, *[1.0] * (len(others) - 1)], lam=0.5, out=np.empty_like(base), out_dtype=dtype,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("threshold", [None, 1.0, np.inf])
+def test_one_word_that_is_not_finite_is_seen_wherever_it_is(
+    fast: Kernels, dtype: DType, count: int, threshold: float | None
+) -> None:
+    maker, shape = Maker(count), (1, 173)
+    words = [maker.words(shape, dtype) for _ in range(count + 2)]
+    sign = words[0].dtype.type(1 << (8 * words[0].itemsize - 1))
+    bad = [words[0].dtype.type(EXPONENT[dtype] + more) for more in (0, 1)]
+    for combine in Combine:
+        clean = sight(fast, dtype, words, combine, threshold)
+        assert clean is not None
+        assert clean.is_finite
+        for spoilt in range(len(words)):
+            for place in (0, 31, 64, 159, 160, 172):
+                for value in (*bad, *(one | sign for one in bad)):
+                    some = [one.copy() for one in words]
+                    some[spoilt][0, place] = value
+                    seen = sight(fast, dtype, some, combine, threshold)
+                    assert seen is not None
+                    assert not seen.is_finite, (combine, spoilt, place, value)
+
+
+def test_a_result_that_is_rounded_to_infinity_is_seen(fast: Kernels) -> None:
+    largest = np.full((1, 40), 0x7F7F, np.uint16)
+    for added, stays in ((0x7B00, False), (0x7AFF, True)):  # half of its last step, and a little less
+        tuned = np.zeros_like(largest)
+        tuned[0, 33] = added
+        seen = fast.merge(
+            np.zeros_like(largest), DType.BF16,
+            ExactOperand(words=largest, dtype=DType.BF16), [ExactOperand(words=tuned, dtype=DType.BF16)],
+            combine=Combine.SUM, weights=[1.0], lam=1.0, out=np.empty_like(largest), out_dtype=DType.BF16,
+        )  # fmt: skip
+        assert seen is not None
+        assert seen.is_finite is stays
+
+
+def test_what_goes_another_way_is_not_seen(fast: Kernels) -> None:
+    maker, shape = Maker(1), (2, 300)
+    base, half = maker.words(shape, DType.BF16), exact(maker.words(shape, DType.F16), DType.F16)
+    for kernels, others in ((fast, [half]), (REFERENCE, [exact(base, DType.BF16)])):
+        seen = kernels.merge(
+            base, DType.BF16, None, others,
+            combine=Combine.SUM, weights=[1.0], lam=1.0, out=np.empty_like(base), out_dtype=DType.BF16,
+        )  # fmt: skip
+        assert seen is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from tiny_experts import Tensors, fine_tune, load, save, tensor, tiny_backbone, 
 
 from obm_format.checkpoint import Checkpoint, open_checkpoint
 from obm_format.errors import ObmError
-from obm_format.kernels.words import to_float32
-from obm_format.merge import materialize, parse_recipe, plan_merge
+from obm_format.kernels import Kernels, ReferenceKernels, select_kernels
+from obm_format.kernels.words import EXPONENT, to_float32
+from obm_format.merge import WeightStream, materialize, parse_recipe, plan_merge
 from obm_format.merge.dense import open_dense
 from obm_format.model import DType
 
@@ -93,6 +95,84 @@ def test_nan_and_inf_in_dense_inputs_refused(tmp_path: Path, spoilt: str, value:
         materialize(tmp_path / "base", [tmp_path / "a", tmp_path / "b"], recipe, tmp_path / "out")
     assert (caught.value.reason, caught.value.where) == ("not_finite_input", "l.attn.weight")
     assert not (tmp_path / "out").exists()
+
+
+NAN_RECIPES: list[dict[str, object]] = [
+    {"method": "ties"},
+    {"method": "ties", "weight": {"a": 0, "b": -1}},
+    {"method": "ties", "density": 0.3},
+    {"method": "ties", "density": 0.3, "cut": "exact"},
+    {"method": "ties", "density": 0.3, "rescale": "l1"},
+    {"method": "ties", "densities": {"a": 0, "b": 0.5}},
+    {"method": "average"},
+    {"method": "ties", "densities": {"a": 0}, "compat": "mergekit"},
+    {"method": "dare", "density": 0.3, "seed": 5},
+    {"method": "1bit-merging", "route": "a", "scope": "all", "lam": 0.5},
+]
+
+
+def refusal(folder: Path, content: dict[str, object], kernels: Kernels, threads: int, piece_nbytes: int) -> str:
+    """What a merge of the family is refused with."""
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(folder / "base"))
+        tuned = [stack.enter_context(open_dense(folder / name, base, place)) for place, name in enumerate("abc", 1)]
+        stream = WeightStream(
+            base, tuned, parse_recipe(content), kernels=kernels, threads=threads, piece_nbytes=piece_nbytes
+        )
+        with pytest.raises(ObmError) as caught:
+            for _ in stream:
+                pass
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16, DType.F16])
+@pytest.mark.parametrize("content", NAN_RECIPES)
+@pytest.mark.parametrize("spoilt", ["base", "a", "c"])
+def test_nan_is_refused_in_the_same_words_by_all_kernels_threads_and_pieces(
+    tmp_path: Path, dtype: DType, content: dict[str, object], spoilt: str
+) -> None:
+    base, tuned = family(tmp_path, dtype)
+    bad = base if spoilt == "base" else tuned["abc".index(spoilt)]
+    words = bad["l.attn.weight"].words
+    words[3, 4] = EXPONENT[dtype] + (spoilt == "c")  # infinite, or NaN
+    save(tmp_path / spoilt, bad)
+    fast = select_kernels(1)
+    said = {
+        refusal(tmp_path, content, kernels, threads, piece_nbytes)
+        for kernels in (ReferenceKernels(), fast)
+        for threads, piece_nbytes in ((1, 1 << 30), (3, 16))
+    }
+    index = 3 * words.shape[1] + 4
+    assert len(said) == 1, said
+    assert f"holds NaN or Inf at flat index {index} (3, 4)" in said.pop()
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
+@pytest.mark.parametrize("content", NAN_RECIPES)
+def test_what_moved_is_the_same_for_all_kernels_and_pieces(
+    tmp_path: Path, dtype: DType, content: dict[str, object]
+) -> None:
+    base, tuned = family(tmp_path, dtype)
+    for one in tuned:  # a part that stays
+        one["l.mlp.weight"].words[:2] = base["l.mlp.weight"].words[:2]
+    for name, one in zip("abc", tuned, strict=True):
+        save(tmp_path / name, one)
+    counts = set()
+    for kernels in (ReferenceKernels(), select_kernels(1)):
+        for piece_nbytes in (1 << 30, 16):
+            with contextlib.ExitStack() as stack:
+                opened = stack.enter_context(open_checkpoint(tmp_path / "base"))
+                sources = [
+                    stack.enter_context(open_dense(tmp_path / name, opened, i)) for i, name in enumerate("abc", 1)
+                ]
+                stream = WeightStream(
+                    opened, sources, parse_recipe(content), kernels=kernels, piece_nbytes=piece_nbytes, measure=True
+                )
+                assert len(list(stream)) == len(base)
+                counts.add((stream.meter.total.moved, stream.meter.total.comparable))
+    assert len(counts) == 1
+    moved, comparable = counts.pop()
+    assert 0 < moved < comparable
 
 
 def test_dense_fine_tune_with_grown_vocabulary_and_own_prefix(tmp_path: Path) -> None:

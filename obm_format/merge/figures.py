@@ -1,7 +1,7 @@
 """What a merge did to one tensor, in numbers: elements that moved, values that rounding swallowed, signs that clash.
 
 Swallowed values and signs are counted on a sample that depends on the tensor's size alone: all of it up to a quarter
-of a million elements, evenly spaced rows (or elements) of a larger one. Never changes anything.
+of a million elements, evenly spaced rows (or runs of elements) of a larger one. Never changes anything.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from obm_format.merge.windows import task_vector
 from obm_format.model import DType
 
 SAMPLE_NUMEL = 1 << 18
+_RUN = 16  # elements next to each other, for which memory is waited for once
 _COUNTED_NUMEL = 1 << 15  # elements of the sample that are counted together
 
 
@@ -173,9 +174,8 @@ def _part(piece: Piece) -> _Part | None:
         return None
     stride = max(1, piece.numel // SAMPLE_NUMEL)
     by_rows = piece.shape[0] > 1 or any(isinstance(one[2], SignOperand) for one in operands)
-    step = piece.shape[1] if by_rows else 1
-    first = -(piece.span.start // step) % stride
-    words = _sampled(piece.base.reshape(piece.shape), by_rows, first, stride)
+    chosen = _chosen(piece, by_rows, stride)
+    words = _sampled(piece.base.reshape(piece.shape), by_rows, chosen)
     if not words.size:
         return None
     return _Part(
@@ -184,10 +184,19 @@ def _part(piece: Piece) -> _Part | None:
         base_dtype=piece.base_dtype,
         out_dtype=piece.out_dtype,
         operands=[
-            (expert, is_approximate, _sampled_operand(operand, by_rows, first, stride))
+            (expert, is_approximate, _sampled_operand(operand, by_rows, chosen))
             for expert, is_approximate, operand in operands
         ],
     )
+
+
+def _chosen(piece: Piece, by_rows: bool, stride: int) -> npt.NDArray[np.int64]:
+    """Which rows of a piece belong to the sample, or which elements: one run of every `stride`."""
+    unit, run = (piece.shape[1], 1) if by_rows else (1, _RUN)
+    start, stop = piece.span.start // unit, piece.span.stop // unit
+    first = start // (run * stride) * run * stride
+    places = (np.arange(first, stop, run * stride)[:, None] + np.arange(run)).reshape(-1)
+    return places[(places >= start) & (places < stop)] - start
 
 
 def _count(figures: Figures, part: _Part, kernels: Kernels) -> None:
@@ -206,24 +215,24 @@ def _count(figures: Figures, part: _Part, kernels: Kernels) -> None:
     figures.agreed += int(np.count_nonzero(contested & (up != down)))
 
 
-def _sampled(matrix: npt.NDArray[Any], by_rows: bool, first: int, stride: int) -> npt.NDArray[Any]:
+def _sampled(matrix: npt.NDArray[Any], by_rows: bool, chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """A copy: what it is taken from is used again, or much larger."""
-    return np.array(matrix[first::stride] if by_rows else matrix[:, first::stride], order="C")
+    return matrix.take(chosen, axis=0 if by_rows else 1)
 
 
-def _sampled_operand(operand: Operand, by_rows: bool, first: int, stride: int) -> Operand:
+def _sampled_operand(operand: Operand, by_rows: bool, chosen: npt.NDArray[np.int64]) -> Operand:
     match operand:
         case SignOperand(bits=planes, alphas=alphas, group=group, cols=cols):
             return SignOperand(
-                bits=tuple(_sampled(bits, True, first, stride) for bits in planes),
-                alphas=tuple(_sampled(alpha, True, first, stride) for alpha in alphas),
+                bits=tuple(_sampled(bits, True, chosen) for bits in planes),
+                alphas=tuple(_sampled(alpha, True, chosen) for alpha in alphas),
                 group=group,
                 cols=cols,
             )
         case ExactOperand(words=words, dtype=dtype):
-            return ExactOperand(words=_sampled(words, by_rows, first, stride), dtype=dtype)
+            return ExactOperand(words=_sampled(words, by_rows, chosen), dtype=dtype)
         case ValueOperand(values=values):
-            return ValueOperand(values=_sampled(values, by_rows, first, stride))
+            return ValueOperand(values=_sampled(values, by_rows, chosen))
         case ZeroOperand():
             return operand
 

@@ -118,8 +118,7 @@ def test_counts_are_those_of_the_definition(
     if all(stop - start > 1 for start, stop in zip([0, *cuts], cuts, strict=False)) or "s" in names:
         assert counted(names, cuts, by_rows=True) == by_definition(names, by_rows)
     if "s" not in names:
-        by_elements = np.zeros(ROWS * COLS, bool)
-        by_elements[::stride] = True
+        by_elements = np.arange(ROWS * COLS) // 16 % stride == 0
         assert counted(names, cuts, by_rows=False) == by_definition(names, by_elements.reshape(ROWS, COLS))
 
 

@@ -244,7 +244,7 @@ def fail_with(number: int) -> Callable[..., int]:
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.ENOSPC, "disk_full"), (errno.EDQUOT, "disk_full"), (errno.EIO, "io")]
 )
-@pytest.mark.parametrize("call", ["write", "fsync", "copy_file_range"])
+@pytest.mark.parametrize("call", ["write", "fsync", "preadv"])
 def test_failing_disk_leaves_nothing(
     call: str, number: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,10 +256,20 @@ def test_failing_disk_leaves_nothing(
     assert files(tmp_path) == []
 
 
-def test_without_copy_file_range_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
+def test_short_reads_of_the_spool_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: real(fd, [buffers[0][:97]], offset))
     write(tmp_path / "x.obm")
     assert (tmp_path / "x.obm").read_bytes() == sample()
+
+
+def test_a_spool_that_ends_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ContainerWriter(tmp_path / "x.obm")
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: 0)
+    with pytest.raises(ObmError) as caught, writer:
+        write_with(writer)
+    assert caught.value.reason == "io"
+    assert files(tmp_path) == []
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,10 @@ class Draft:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
             os.ftruncate(self._file, self._offsets[-1])
             with self._marks_path.open("r+b" if known else "w+b") as file:
-                file.truncate(len(self._segments) * _MARK.size)
+                if not known:
+                    # written, not only made so long: a mark for which the disk has no place would end the process
+                    file.write(bytes(len(self._segments) * _MARK.size))
+                    file.flush()
                 self._marks = mmap.mmap(file.fileno(), len(self._segments) * _MARK.size)
         if not known:
             for i, segment in enumerate(self._segments):
@@ -96,7 +99,7 @@ class Draft:
             try:
                 if done < segment.size:
                     for chunk in fetch(segment, done):
-                        os.pwrite(self._file, chunk, self._offsets[i] + done)
+                        self._write(chunk, self._offsets[i] + done)
                         done += len(chunk)
                         self._mark(i, done)
                         total.update(chunk)
@@ -115,6 +118,13 @@ class Draft:
             if failures >= patience.attempts:
                 raise error
             patience.wait(failures - 1)
+
+    def _write(self, chunk: bytes, offset: int) -> None:
+        """Write all of it: a disk that is nearly full takes a part and says nothing."""
+        left = memoryview(chunk)
+        while left:
+            taken = os.pwrite(self._file, left, offset)
+            left, offset = left[taken:], offset + taken
 
     def _written(self, i: int) -> Iterator[bytes]:
         """The bytes of a segment that the draft has."""

@@ -13,8 +13,10 @@ from registry_files import write_expert
 from obm_cli.main import main
 from obm_format.errors import RegistryError
 from obm_registry.client.cache import Cache
+from obm_registry.client.draft import Draft
 from obm_registry.client.open import open_client
 from obm_registry.manifest import segments
+from obm_registry.manifest.oci import Descriptor
 
 REF = "acme/tiny:chat"
 
@@ -38,6 +40,25 @@ def test_second_pull_moves_nothing(url: str, expert: Path, tmp_path: Path) -> No
     assert (first.received_bytes, first.reused_bytes) == (size, 0)
     assert (second.received_bytes, second.reused_bytes) == (0, size)
     assert (tmp_path / "b.obm").read_bytes() == expert.read_bytes()
+
+
+def test_a_disk_that_takes_a_part_is_given_the_rest(
+    url: str, expert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: whole(file, data[: len(data) // 2 + 1], offset))
+    with open_there(url, tmp_path) as there:
+        pulled = there.pull(REF, tmp_path / "a.obm")
+    assert (tmp_path / "a.obm").read_bytes() == expert.read_bytes()
+    assert pulled.received_bytes == expert.stat().st_size
+
+
+def test_the_disk_has_a_place_for_every_mark_before_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draft, "_mark", lambda *_: None)
+    segment = Descriptor(media_type="", digest=f"sha256:{'0' * 64}", size=1)
+    with Draft(tmp_path / "x.part", tmp_path / "x.marks", [segment] * 8192):
+        found = (tmp_path / "x.marks").stat()
+    assert found.st_blocks * 512 >= found.st_size == 65_536
 
 
 def test_what_a_user_does_to_a_pulled_file_stays_out_of_the_cache(url: str, expert: Path, tmp_path: Path) -> None:

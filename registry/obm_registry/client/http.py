@@ -21,6 +21,7 @@ from obm_format.errors import ObmError, RegistryError
 from obm_registry.client.auth import MAX_TOKEN_REPLY, Authenticator, Scopes, parse_challenges
 from obm_registry.client.credentials import Credential
 from obm_registry.client.origin import Origin, follow, origin_of, shown
+from obm_registry.client.pieces import read_large_pieces
 from obm_registry.client.refusals import refusal
 
 MAX_REDIRECTS = 5
@@ -108,6 +109,7 @@ class Session:
             # proxies from the environment are for the network, not for this machine
             trust_env=not origin.is_loopback,
         )
+        read_large_pieces(self._client)
         self._auth = Authenticator(origin, credential, self._fetch_token)
 
     def __enter__(self) -> Self:

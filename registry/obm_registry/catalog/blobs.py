@@ -54,6 +54,10 @@ class Blobs:
         key: int = self.connection.execute(insert(t.blob).values(values).returning(t.blob.c.id)).scalar_one()
         return key
 
+    def store_anew(self, blob_id: int, storage_key: str) -> None:
+        """Record that the bytes of a live blob are another object from now on."""
+        self.connection.execute(update(t.blob).where(t.blob.c.id == blob_id).values(storage_key=storage_key))
+
     def link(self, repo_id: int, blob_id: int, origin: str, now: int) -> None:
         """Let the repository read the blob; nothing happens when it may already."""
         there = select(t.repo_blob.c.blob_id).where(t.repo_blob.c.repo_id == repo_id, t.repo_blob.c.blob_id == blob_id)

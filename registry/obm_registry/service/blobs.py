@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from obm_format.errors import ObmError, RegistryError
-from obm_registry.blobs.base import new_key
+from obm_registry.blobs.base import damaged, new_key
 from obm_registry.catalog.rows import Blob
+from obm_registry.catalog.store import Session
 from obm_registry.refs import namespace_of, parse_digest, parse_repository
 from obm_registry.service.registry import Registry, require_quota, require_repository
 
@@ -33,8 +35,25 @@ def find_blob(registry: Registry, repository: str, digest: str) -> Blob:
     return found
 
 
+def is_whole(registry: Registry, blob: Blob) -> bool:
+    """Whether the stored object is there with all its bytes; what they are is for an examination to say."""
+    return registry.blobs.nbytes(blob.storage_key) == blob.size
+
+
+def require_whole(registry: Registry, blob: Blob) -> None:
+    """Refuse a blob whose object is missing or has another size.
+
+    Raises:
+        RegistryError: `blob_damaged`.
+    """
+    if not is_whole(registry, blob):
+        raise damaged(blob.storage_key, "the object is missing or has another size")
+
+
 def offer_blob(registry: Registry, repository: str, digest: str) -> bool:
     """Whether the repository has the blob already; if so, no collection takes it for the grace period.
+
+    One whose object is missing or has another size counts as none, so that whoever has the bytes sends them again.
 
     Raises:
         RegistryError: `bad_digest`.
@@ -43,7 +62,7 @@ def offer_blob(registry: Registry, repository: str, digest: str) -> bool:
     with registry.catalog.read() as session:
         repo = session.names.repository(parse_repository(repository))
         found = session.blobs.linked(repo.id, parse_digest(digest)) if repo else None
-    if found is None:
+    if found is None or not is_whole(registry, found):
         return False
     if registry.clock() - found.touched_at >= TOUCH_EVERY_MS:
         with registry.catalog.write() as session:
@@ -116,7 +135,7 @@ def wrong_digest(expected: str, got: str) -> RegistryError:
 
 
 def adopt(registry: Registry, repository: str, key: str, digest: str, size: int) -> Blob:
-    """Make a received object live, or take the live one that has the same digest.
+    """Make a received object live, or take the live one that has the same digest, unless that has lost its bytes.
 
     Args:
         registry: where.
@@ -128,7 +147,7 @@ def adopt(registry: Registry, repository: str, key: str, digest: str, size: int)
     Raises:
         RegistryError: `blob_unknown` when a collection took the upload, `quota_exceeded`.
     """
-    now = registry.clock()
+    now, lost = registry.clock(), _damaged_key(registry, digest)
     with registry.catalog.write() as session:
         if not session.blobs.end_upload(key):
             raise RegistryError("blob_unknown", "the upload was collected before it was done", where=digest)
@@ -137,10 +156,22 @@ def adopt(registry: Registry, repository: str, key: str, digest: str, size: int)
         if blob is None:
             blob_id = session.blobs.insert(digest, size, key, now)
             blob = Blob(id=blob_id, digest=digest, size=size, storage_key=key, touched_at=now)
+        elif blob.storage_key == lost:
+            session.blobs.store_anew(blob.id, key)
+            blob = replace(blob, storage_key=key)
         session.blobs.link(repo.id, blob.id, "upload", now)
         session.blobs.touch([blob.id], now)
         require_quota(session, repo.namespace)
+    if blob.storage_key == key and lost is not None:
+        registry.blobs.delete(lost)
     return blob
+
+
+def _damaged_key(registry: Registry, digest: str) -> str | None:
+    """Key of the object that a digest stands for, if that is missing or has another size; None where all is well."""
+    with registry.catalog.read() as session:
+        blob = session.blobs.live(digest)
+    return None if blob is None or is_whole(registry, blob) else blob.storage_key
 
 
 def _abandon(registry: Registry, key: str) -> None:
@@ -171,19 +202,26 @@ def mount_blob(registry: Registry, repository: str, digest: str, source: str | N
         UsageError: `bad_ref`.
     """
     name, now = parse_repository(repository), registry.clock()
+    with registry.catalog.read() as session:
+        blob = _mountable(session, digest, source)
+    if blob is None or not is_whole(registry, blob):
+        return False
     with registry.catalog.write() as session:
-        if source is None:
-            blob = session.blobs.live(parse_digest(digest))
-        else:
-            origin = session.names.repository(parse_repository(source))
-            blob = session.blobs.linked(origin.id, parse_digest(digest)) if origin else None
+        blob = _mountable(session, digest, source)
         if blob is None:
-            return False
+            return False  # a collection or a removal was quicker
         repo = session.names.ensure_repository(name, namespace_of(name), now)
         session.blobs.link(repo.id, blob.id, "mount", now)
         session.blobs.touch([blob.id], now)
         require_quota(session, repo.namespace)
     return True
+
+
+def _mountable(session: Session, digest: str, source: str | None) -> Blob | None:
+    if source is None:
+        return session.blobs.live(parse_digest(digest))
+    origin = session.names.repository(parse_repository(source))
+    return session.blobs.linked(origin.id, parse_digest(digest)) if origin else None
 
 
 def send_blob(registry: Registry, repository: str, digest: str, chunks: Iterable[bytes]) -> int:

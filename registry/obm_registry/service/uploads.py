@@ -12,9 +12,10 @@ import secrets
 from types import TracebackType
 from typing import Self
 
-from obm_format.errors import RegistryError
+from obm_format.errors import ObmError, RegistryError
 from obm_registry.blobs.base import ObjectWriter, new_key
 from obm_registry.catalog.rows import Blob, Upload
+from obm_registry.durable import disk_errors
 from obm_registry.refs import ALGORITHMS, namespace_of, parse_digest, parse_repository, printable
 from obm_registry.service.blobs import adopt, wrong_digest
 from obm_registry.service.registry import Registry, require_repository
@@ -95,6 +96,7 @@ class Receiver:
         self._open = contextlib.ExitStack()
         self._writer: ObjectWriter
         self._hash: hashlib._Hash
+        self._refused = False
         self.received = upload.received
 
     def __enter__(self) -> Self:
@@ -124,14 +126,31 @@ class Receiver:
         """
         if self.received + len(data) > self._max_nbytes:
             raise RegistryError("limit_exceeded", "the blob is too large", expected=f"at most {self._max_nbytes} bytes")
-        self._writer.write(data)
+        try:
+            with disk_errors(f"object {self._upload.storage_key}"):
+                self._writer.write(data)
+        except ObmError:
+            self._refused = True
+            raise
         self._hash.update(data)
         self.received += len(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        try:
+            self._open.close()
+            if not self._refused:
+                self._note()
+        except ObmError as failure:
+            self._refused = failure.reason in ("disk_full", "io")
+            raise
+        finally:
+            if self._refused:
+                self._cut_back()
+
+    def _note(self) -> None:
+        """Let what has arrived count."""
         upload = self._upload
         self._registry.hashes.keep(upload.session, self.received, self._hash)
         if self.received != upload.received:
@@ -139,6 +158,12 @@ class Receiver:
                 now = self._registry.clock()
                 if not rows.blobs.note_received(upload.storage_key, upload.received, self.received, now):
                     raise _moved(upload)
+
+    def _cut_back(self) -> None:
+        """Give the space of what does not count back, or one blob too large keeps a full disk full."""
+        self._registry.hashes.drop(self._upload.session)
+        with contextlib.suppress(ObmError), self._registry.blobs.resume(self._upload.storage_key, self._durable):
+            pass
 
     def digest(self, algorithm: str) -> str:
         """Digest of all that has arrived."""

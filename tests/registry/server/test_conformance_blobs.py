@@ -177,7 +177,18 @@ def test_range(admin: httpx.Client, repo: str, asked: str, first: int, last: int
 @pytest.mark.parametrize("asked", ["500-0", "5000-10000", "3000-", "-0"])
 def test_range_outside(admin: httpx.Client, repo: str, asked: str) -> None:
     digest = push_blob(admin, repo, DATA)
-    assert admin.get(f"/v2/{repo}/blobs/{digest}", headers={"Range": f"bytes={asked}"}).status_code == 416
+    refused = admin.get(f"/v2/{repo}/blobs/{digest}", headers={"Range": f"bytes={asked}"})
+    assert (refused.status_code, refused.headers["Content-Range"]) == (416, f"bytes */{SIZE}")
+
+
+@pytest.mark.parametrize(("same", "expected"), [(True, (206, DATA[:2])), (False, (200, DATA))])
+def test_range_of_another_version_gives_everything(
+    admin: httpx.Client, repo: str, same: bool, expected: tuple[int, bytes]
+) -> None:
+    digest = push_blob(admin, repo, DATA)
+    tag = admin.head(f"/v2/{repo}/blobs/{digest}").headers["ETag"] if same else '"another"'
+    found = admin.get(f"/v2/{repo}/blobs/{digest}", headers={"Range": "bytes=0-1", "If-Range": tag})
+    assert (found.status_code, found.content) == expected
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "words=0-1", "bytes=-", "bytes=x-2"])

@@ -15,7 +15,7 @@ from obm_format.errors import ObmError, RegistryError
 from obm_registry.catalog.rows import Blob
 from obm_registry.manifest.oci import digest_of
 from obm_registry.service import blobs
-from obm_registry.service.blobs import find_blob, mount_blob, offer_blob, put_blob, read_blob, remove_blob
+from obm_registry.service.blobs import find_blob, mount_blob, offer_blob, put_blob, read_blob, remove_blob, send_blob
 from obm_registry.service.namespaces import set_namespace_rules
 from obm_registry.service.registry import Registry
 
@@ -42,6 +42,19 @@ def test_put_sha512_is_stored_under_it(registry: Registry) -> None:
     digest = "sha512:" + hashlib.sha512(b"x").hexdigest()
     put_blob(registry, REPO, [b"x"], digest)
     assert find_blob(registry, REPO, digest).size == 1
+
+
+def test_a_blob_that_lost_its_object_is_stored_anew(registry: Registry) -> None:
+    blob = put_blob(registry, REPO, [b"data"], digest_of(b"data"))
+    registry.blobs.delete(blob.storage_key)
+    assert not offer_blob(registry, REPO, blob.digest)
+    assert not mount_blob(registry, "acme/other", blob.digest)
+    assert not mount_blob(registry, "acme/other", blob.digest, REPO)
+    assert send_blob(registry, REPO, blob.digest, [b"data"]) == 4
+    again = find_blob(registry, REPO, blob.digest)
+    assert (again.id, again.storage_key != blob.storage_key) == (blob.id, True)
+    assert b"".join(read_blob(registry, REPO, blob.digest)) == b"data"
+    assert (offer_blob(registry, REPO, blob.digest), uploads(registry), objects(registry)) == (True, [], 1)
 
 
 def test_put_other_bytes_than_the_digest_keeps_nothing(registry: Registry) -> None:

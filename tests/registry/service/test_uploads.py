@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from registry_clock import Clock
 from registry_pushes import REPO
 
-from obm_format.errors import RegistryError
+from obm_format.errors import ObmError, RegistryError
 from obm_registry.blobs.local import LocalBlobs
+from obm_registry.catalog.blobs import Blobs
 from obm_registry.catalog.rows import Blob
 from obm_registry.manifest.oci import digest_of
 from obm_registry.service import uploads
@@ -23,9 +26,10 @@ from obm_registry.service.uploads import Receiver, begin_upload, cancel_upload, 
 MAX = 1 << 20
 
 
-def send(registry: Registry, session: str, data: bytes) -> int:
+def send(registry: Registry, session: str, *pieces: bytes) -> int:
     with Receiver(registry, find_upload(registry, REPO, session), max_nbytes=MAX) as receiver:
-        receiver.write(data)
+        for data in pieces:
+            receiver.write(data)
     return receiver.received
 
 
@@ -47,6 +51,44 @@ def test_another_process_goes_on(registry: Registry, tmp_path: Path, algorithm: 
     send(other, session, b"second")
     blob = finish_upload(registry, REPO, session, digest_of(b"first second", algorithm))
     assert b"".join(read_blob(registry, REPO, blob.digest)) == b"first second"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_disk_that_takes_no_more_gets_the_space_of_a_failed_piece_back(registry: Registry) -> None:
+    import resource
+
+    upload = begin_upload(registry, REPO)
+    kept, more = os.urandom(500_000), os.urandom(500_000)
+    send(registry, upload.session, kept)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, before[1]))
+    try:
+        with pytest.raises(ObmError) as caught:
+            send(registry, upload.session, *(more[at : at + 100_000] for at in range(0, len(more), 100_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.reason == "io"
+    assert registry.blobs.nbytes(upload.storage_key) == 500_000
+    assert send(registry, upload.session, more) == 1_000_000
+    assert finish_upload(registry, REPO, upload.session, digest_of(kept + more)).size == 1_000_000
+
+
+def test_bytes_that_a_full_catalog_cannot_count_give_their_space_back(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin_upload(registry, REPO)
+    send(registry, upload.session, b"kept ")
+
+    def full(*_args: object) -> bool:
+        raise RegistryError("disk_full", "no space is left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blobs, "note_received", full)
+        with pytest.raises(RegistryError) as caught:
+            send(registry, upload.session, b"lost")
+    assert caught.value.reason == "disk_full"
+    assert registry.blobs.nbytes(upload.storage_key) == 5
+    assert send(registry, upload.session, b"new") == 8
 
 
 def test_bytes_that_no_row_vouches_for_are_cut_off(registry: Registry, tmp_path: Path) -> None:

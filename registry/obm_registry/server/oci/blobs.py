@@ -14,7 +14,7 @@ from obm_format.errors import RegistryError
 from obm_registry.catalog.rows import Blob
 from obm_registry.refs import parse_digest
 from obm_registry.server.credentials import authorize
-from obm_registry.server.replies import in_thread, server_of
+from obm_registry.server.replies import error_reply, in_thread, server_of
 from obm_registry.server.settings import is_loopback
 from obm_registry.service import blobs
 from obm_registry.service.access import DELETE, PULL
@@ -39,15 +39,20 @@ async def read_blob(request: Request) -> Response:
     }
     if request.method == "HEAD":
         # whoever asks may be about to name the blob in a manifest, so no collection shall take it meanwhile
-        await in_thread(blobs.offer_blob, server.registry, name, digest)
+        if not await in_thread(blobs.offer_blob, server.registry, name, digest):
+            raise blobs.unknown_blob(name, digest)
         return Response(headers={**headers, "Content-Length": str(blob.size)})
-    wanted = parse_range(request.headers.get("range"), blob.size)
+    try:
+        wanted = parse_range(_asked_range(request, headers["ETag"]), blob.size)
+    except RegistryError as error:
+        return error_reply(error, headers={"Content-Range": f"bytes */{blob.size}"})
     link = await in_thread(server.registry.blobs.link, blob.storage_key, LINK_S)
     if link is not None and _can_be_followed(request, link):
         # whoever follows asks the bucket for the same range
         return Response(
             status_code=307, headers={"Location": link, "Cache-Control": "no-store", "Docker-Content-Digest": digest}
         )
+    await in_thread(blobs.require_whole, server.registry, blob)  # a status cannot be taken back
     if wanted is None:
         path = server.registry.blobs.local_path(blob.storage_key)
         if path is not None and "http.response.pathsend" in request.scope.get("extensions", {}):
@@ -87,6 +92,11 @@ class _WholeFile(Response):
         """Send status and header fields, then leave the rest to the HTTP server."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.pathsend", "path": self._path})
+
+
+def _asked_range(request: Request, etag: str) -> str | None:
+    """The Range header field, unless the caller wants it kept only for a blob that this one is not."""
+    return request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from obm_format.errors import ObmError, RegistryError
@@ -80,8 +81,11 @@ class Guard:
                 status[0] = message["status"]
                 headers = _marked(message.get("headers", ()), scope["path"], closes=closes)
                 message = {**message, "headers": headers}
-            async with asyncio.timeout(idle):
-                await send(message)
+            try:
+                async with asyncio.timeout(idle):
+                    await send(message)
+            except TimeoutError as error:  # nobody is there to be told
+                raise ClientDisconnect from error
 
         try:
             refusal = self._refusal(scope)

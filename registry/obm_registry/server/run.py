@@ -12,13 +12,15 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
-from granian.server.embed import Server as HttpServer
+from granian.server.embed import Server as GranianServer
 
 from obm_format.errors import RegistryError, UsageError
 from obm_registry.blobs.place import note_place, require_place
@@ -27,7 +29,14 @@ from obm_registry.server.home import catalog_file, ensure_admin, open_home
 from obm_registry.server.sessions import load_key
 from obm_registry.server.settings import Ceilings, is_loopback, make_server
 
+if sys.platform == "win32":
+    resource = None
+else:
+    import resource
+
 DRAIN_S = 20.0
+MAX_CONNECTIONS = 1024  # idle ones count, and each client keeps some
+_FILES_EACH = 3  # the connection, a blob, and what catalog and log need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +86,12 @@ def serve(options: ServeOptions, ready: Callable[[str, Path], None], *, ceilings
         server = make_server(
             registry, load_key(options.home / "server.key"), strangers=options.strangers, ceilings=ceilings
         )
-        http = HttpServer(
+        http = _HttpServer(
             make_app(server),
             address=address,
             port=port,
+            backlog=MAX_CONNECTIONS,
+            backpressure=_connections(),
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(header_read_timeout=int(server.ceilings.idle_s * 1000)),
@@ -93,7 +104,21 @@ def serve(options: ServeOptions, ready: Callable[[str, Path], None], *, ceilings
         asyncio.run(_run(http, address, port, lambda: ready(url, token_file)))
 
 
-async def _run(http: HttpServer, address: str, port: int, ready: Callable[[], None]) -> None:
+class _HttpServer(GranianServer):
+    """An HTTP server that drops who stops reading, by the system: what granian still has to send knows no time-out."""
+
+    def _init_shared_socket(self) -> None:
+        super()._init_shared_socket()  # type: ignore[no-untyped-call]
+        own: Any = self
+        own._shd, own._ssp = own._shd or own._ssp.build(), None
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            with socket.socket(fileno=os.dup(own._shd.get_fd())) as listening:
+                # connections inherit it
+                idle_ms = own.http1_settings.header_read_timeout
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, idle_ms)
+
+
+async def _run(http: GranianServer, address: str, port: int, ready: Callable[[], None]) -> None:
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
@@ -134,6 +159,18 @@ def _require_safe(options: ServeOptions) -> None:
         expected="a loopback address, or --tls-cert and --tls-key",
         hint="behind a proxy that does TLS say --insecure-http",
     )
+
+
+def _connections() -> int:
+    """How many connections may be open at once, so that none is refused a file that it needs."""
+    if resource is None:
+        return MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS * _FILES_EACH
+    if 0 <= soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(MAX_CONNECTIONS, max(soft // _FILES_EACH, 1)) if soft >= 0 else MAX_CONNECTIONS
 
 
 @contextlib.contextmanager

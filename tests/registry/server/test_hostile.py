@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,8 @@ import pytest
 from registry_server import START, RunningServer, digest_of, image, push_blob, push_image, put_manifest, running_server
 
 from obm_registry.manifest.oci import MAX_DESCRIPTORS
+from obm_registry.server.home import open_home
+from obm_registry.service.blobs import put_blob
 
 HEX = "a" * 64
 IMPATIENT = (
@@ -208,6 +211,15 @@ def test_s16_half_a_head_is_dropped(impatient: RunningServer) -> None:
     assert time.monotonic() - began < 15
 
 
+def test_s16_many_who_send_nothing_leave_room_for_others(server: RunningServer) -> None:
+    host, _, port = server.host.partition(":")
+    with contextlib.ExitStack() as idle:
+        for _ in range(300):
+            connection = idle.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert status(raw(server, head(server, "GET", "/v2/"), wait_s=10)) == 200
+
+
 def test_s16_half_a_body_is_dropped_and_what_came_is_kept(impatient: RunningServer) -> None:
     client, data = impatient.client(), os.urandom(5000)
     where = client.post("/v2/acme/slow/blobs/uploads/").headers["Location"]
@@ -217,6 +229,23 @@ def test_s16_half_a_body_is_dropped_and_what_came_is_kept(impatient: RunningServ
     done = client.put(where, params={"digest": digest_of(data)}, content=data[2000:])
     assert done.status_code == 201
     assert client.get(f"/v2/acme/slow/blobs/{digest_of(data)}").content == data
+
+
+@pytest.mark.parametrize("lines", [(), ("Range: bytes=1-",)])
+def test_s16_who_stops_reading_is_dropped(impatient: RunningServer, lines: tuple[str, ...]) -> None:
+    data = os.urandom(24 << 20)  # more than the system takes for who does not read
+    with open_home(impatient.home) as registry:
+        put_blob(registry, "acme/slow", [data], digest_of(data))
+    host, _, port = impatient.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head(impatient, "GET", f"/v2/acme/slow/blobs/{digest_of(data)}", *lines))
+        time.sleep(5)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                received += len(chunk)
+    assert received < len(data)
+    assert "Traceback" not in impatient.log.read_text()
 
 
 def test_a_broken_connection_keeps_what_came(server: RunningServer, repo: str) -> None:

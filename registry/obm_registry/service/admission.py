@@ -138,9 +138,9 @@ def _subject_table(registry: Registry, repository: str, subject: Descriptor | No
     with registry.catalog.read() as session:
         repo = require_repository(session, repository)
         found = session.manifests.get(repo.id, subject.digest) if subject else None
-        elsewhere = [row.repository for row in session.lineage.backbones(fingerprint=fingerprint)]
     if found is None or found.artifact_type != BACKBONE_TYPE:
-        raise unknown_backbone(repository, fingerprint, elsewhere)
+        # where else it is stays untold: the sender may not know of those repositories
+        raise unknown_backbone(repository, fingerprint, [])
     return read_table(registry, repository, parse_manifest(found.body))
 
 

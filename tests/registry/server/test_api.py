@@ -205,6 +205,12 @@ def test_tokens(server: RunningServer, admin: httpx.Client, repo: str) -> None:
     assert me == {"name": "bot", "roles": {"acme": "writer"}, "limits": [[f"{repo}:pull"]]}
     # a narrow token makes no wider one, and nobody makes one for somebody else
     ask(bot, "POST", "/api/v1/tokens", 403, json={})
+    # nor does it see or end another one than itself, and a short-lived one not even that
+    beside = server.token("bot").split("_")[1]
+    assert [token["id"] for token in ask(bot, "GET", "/api/v1/tokens")["tokens"]] == [made["id"]]
+    ask(bot, "DELETE", f"/api/v1/tokens/{beside}", 404)
+    session = server.client(bot.get("/v2/token", params={"scope": f"repository:{repo}:pull"}).json()["token"])
+    ask(session, "DELETE", f"/api/v1/tokens/{made['id']}", 404)
     plain = server.client(server.token("plain", {"acme": "admin"}))
     ask(plain, "POST", "/api/v1/tokens", 403, json={"principal": "admin"})
     own = ask(plain, "POST", "/api/v1/tokens", 201, json={})

@@ -97,6 +97,18 @@ def test_expert_without_its_backbone_is_refused(admin: httpx.Client, repo: str, 
     assert admin.get(f"/v2/{repo}/manifests/chat-v1").status_code == 404
 
 
+def test_a_refusal_names_no_repository_that_the_sender_may_not_know(
+    server: RunningServer, admin: httpx.Client, repo: str, files: Path
+) -> None:
+    backbone = packaged_backbone(files / "base")
+    push_backbone(admin, "hidden/model", backbone)
+    sender = server.client(server.token("sender", {"acme": "writer"}))
+    package = push_layers(sender, repo, files / "chat.obm", backbone.descriptor)
+    refused = put_manifest(sender, repo, "chat-v1", package.body)
+    assert refused.json()["errors"][0]["detail"]["reason"] == "backbone_unknown"
+    assert "hidden" not in refused.text
+
+
 def test_expert_of_another_backbone_is_refused_with_the_differences(
     admin: httpx.Client, repo: str, files: Path
 ) -> None:

@@ -127,6 +127,12 @@ def test_strangers_see_nothing_of_what_is_private(server: RunningServer) -> None
     assert page(stranger, private, 404) == page(stranger, absent, 404)
 
 
+def test_asking_for_the_head_of_a_page_is_asking_for_the_page(server: RunningServer) -> None:
+    stranger = server.client("")
+    for path in ("/", "/login", "/search?q=tiny"):
+        assert stranger.head(path).status_code == stranger.get(path).status_code == 200
+
+
 def sign_in(server: RunningServer, token: str, **headers: str) -> httpx.Response:
     client = server.client("")
     return client.post("/login", data={"token": token}, headers=headers)

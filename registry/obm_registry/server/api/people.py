@@ -33,9 +33,11 @@ async def whoami(request: Request) -> Response:
 
 
 async def tokens(request: Request) -> Response:
-    """`GET /api/v1/tokens`: one's own, or everybody's for an administrator."""
+    """`GET /api/v1/tokens`: one's own, or everybody's for an administrator; a narrow token tells of itself alone."""
     who, size = await require_known(request), page_size(request, most=_MAX_PAGE, default=_MAX_PAGE)
     owner = None if _is_administrator(who) else who.caller.name
+    if owner is not None and who.caller.limits and who.token is not None:
+        return page_reply(request, "tokens", [access.describe_token(who.token)], None)
     after = request.query_params.get("cursor", "")
     registry = server_of(request).registry
     found = await in_thread(access.list_tokens, registry, principal=owner, after=after, limit=max(size, 1) + 1)
@@ -67,13 +69,14 @@ async def make_token(request: Request) -> Response:
 
 
 async def revoke_token(request: Request) -> Response:
-    """`DELETE /api/v1/tokens/{id}`: one's own, or anybody's by an administrator."""
+    """`DELETE /api/v1/tokens/{id}`: one's own, or anybody's by an administrator; a narrow token ends itself alone."""
     who, public_id = await require_known(request), request.path_params["id"]
     registry = server_of(request).registry
-    token = await in_thread(access.find_token, registry, public_id) if not _is_administrator(who) else None
-    if token is not None and token.principal != who.caller.name:
-        # the same as for one that is not there
-        raise RegistryError("not_found", "there is no such token", where=public_id)
+    if not _is_administrator(who):
+        token = await in_thread(access.find_token, registry, public_id)
+        if token.principal != who.caller.name or (who.caller.limits and (who.is_session or token != who.token)):
+            # the same as for one that is not there
+            raise RegistryError("not_found", "there is no such token", where=public_id)
     await in_thread(access.revoke_token, registry, public_id, actor=who.caller.name)
     return Response(status_code=204)
 

@@ -120,7 +120,7 @@ async def found(request: Request) -> Response:
 
 async def login(request: Request) -> Response:
     """`GET` and `POST /login`."""
-    if request.method == "GET":
+    if request.method != "POST":
         return render(request, "login.html", None, refused="")
     try:
         return await visitors.sign_in(request)

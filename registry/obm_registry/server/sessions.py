@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obm_format.errors import RegistryError, UsageError
-from obm_registry.durable import disk_errors
+from obm_registry.durable import disk_errors, sync_folder
 from obm_registry.service.access import Scope, parse_scope
 
 PREFIX = "obms_"
@@ -97,17 +98,27 @@ def load_key(path: Path) -> SessionKey:
         ObmError: `io`, `disk_full`.
     """
     with disk_errors(str(path)):
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            key = path.read_bytes()
-        else:
-            with os.fdopen(handle, "wb") as file:
-                key = os.urandom(_KEY_NBYTES)
-                file.write(key)
+        if not path.exists():
+            _make_key(path)
+        key = path.read_bytes()
     if len(key) != _KEY_NBYTES:
         raise RegistryError("io", "the key file is broken", where=str(path), hint="delete it; a new one is made")
     return SessionKey(key)
+
+
+def _make_key(path: Path) -> None:
+    """Make the file, whole or not at all, unless another process is quicker."""
+    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    try:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(os.urandom(_KEY_NBYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def wanted_scopes(texts: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,12 +108,43 @@ def write_plain(folder: Path, blobs: list[tuple[Descriptor, Callable[[int], Iter
             os.fsync(file.fileno())
 
 
+class PushPull:
+    """Rounds of the same work on both registries and the disk, and the seconds that each took."""
+
+    def __init__(self, folder: Path, stores: dict[str, RemoteStore], count: int) -> None:
+        self._folder = folder
+        self._stores = stores
+        self._count = count
+        self._source = Blobs()
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        self.exact = True
+
+    def run(self) -> None:
+        """One round."""
+        for name, store in self._stores.items():
+            blobs = self._new()
+            self._note(name, "push", lambda store=store, blobs=blobs: push_blobs(store, REPOSITORY, blobs, silent))
+            self._note(name, "pull", lambda store=store, blobs=blobs: self._pull(store, [blob for blob, _ in blobs]))
+        plain = self._folder / "plain"
+        plain.mkdir()
+        blobs = self._new()
+        self._note("disk", "push", lambda: write_plain(plain, blobs))
+        shutil.rmtree(plain)
+
+    def _new(self) -> list[tuple[Descriptor, Callable[[int], Iterator[bytes]]]]:
+        os.sync()
+        return [self._source.new() for _ in range(self._count)]
+
+    def _note(self, name: str, kind: str, work: Callable[[], object]) -> None:
+        self.seconds.setdefault((name, kind), []).append(timed(work))
+
+    def _pull(self, store: RemoteStore, blobs: list[Descriptor]) -> None:
+        self.exact &= pull(store, blobs)
+
+
 def push_pull(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Both rows of `push-pull`."""
     count = arguments.mib * MIB // BLOB_NBYTES
-    source = Blobs()
-    seconds: dict[tuple[str, str], list[float]] = {}
-    exact = True
     with ExitStack() as stack:
         own = stack.enter_context(running_server(folder / "own" / "home"))
         stock = stack.enter_context(stock_registry(folder / "stock"))
@@ -121,48 +152,36 @@ def push_pull(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any
             "obm": stack.enter_context(closing(connect(own.host, own.admin, folder / "journal-own"))),
             "docker-registry": stack.enter_context(closing(connect(stock, "", folder / "journal-stock"))),
         }
+        rounds = PushPull(folder, stores, count)
         for _ in range(arguments.repeats + 1):
-            for name, store in stores.items():
-                blobs = [source.new() for _ in range(count)]
-                os.sync()
-                push = timed(lambda store=store, blobs=blobs: push_blobs(store, REPOSITORY, blobs, silent))
-                rows = [blob for blob, _ in blobs]
-                began = time.perf_counter()
-                exact &= pull(store, rows)
-                seconds.setdefault((name, "push"), []).append(push)
-                seconds.setdefault((name, "pull"), []).append(time.perf_counter() - began)
-            plain = folder / "plain"
-            plain.mkdir()
-            os.sync()
-            blobs = [source.new() for _ in range(count)]
-            seconds.setdefault(("disk", "push"), []).append(timed(lambda p=plain, b=blobs: write_plain(p, b)))
-            shutil.rmtree(plain)
-    kept = {key: values[1:] for key, values in seconds.items()}  # the first round warms up
-    disk = [value / DISK_SHARE for value in kept["disk", "push"]]
-    limits = {
-        "push": [max(pair) for pair in zip(kept["docker-registry", "push"], disk, strict=True)],
-        "pull": kept["docker-registry", "pull"],
+            rounds.run()
+    seconds = {key: values[1:] for key, values in rounds.seconds.items()}  # the first round warms up
+    return [_push_pull_row(kind, seconds, count, exact=rounds.exact) for kind in ("push", "pull")]
+
+
+def _push_pull_row(
+    kind: str, seconds: dict[tuple[str, str], list[float]], count: int, *, exact: bool
+) -> dict[str, Any]:
+    own, stock = seconds["obm", kind], seconds["docker-registry", kind]
+    disk = seconds["disk", "push"] if kind == "push" else []
+    limits = [max(pair) for pair in zip(stock, (value / DISK_SHARE for value in disk), strict=True)] if disk else stock
+    return {
+        "case": "push-pull",
+        "dtype": "",
+        "kernel": kind,
+        "threads": THREADS,
+        "output": "file",
+        "bytes": count * BLOB_NBYTES,
+        "seconds": own,
+        "memcpy_seconds": [],
+        "limit": "docker-registry, or 0.8 of the disk" if kind == "push" else "docker-registry",
+        "limit_seconds": limits,
+        "docker_registry_seconds": stock,
+        "disk_seconds": disk,
+        "ratio": statistics.median(limit / mine for limit, mine in zip(limits, own, strict=True)),
+        "load": os.getloadavg()[0],
+        "exact": exact,
     }
-    return [
-        {
-            "case": "push-pull",
-            "dtype": "",
-            "kernel": kind,
-            "threads": THREADS,
-            "output": "file",
-            "bytes": count * BLOB_NBYTES,
-            "seconds": kept["obm", kind],
-            "memcpy_seconds": [],
-            "limit": "docker-registry, or 0.8 of the disk" if kind == "push" else "docker-registry",
-            "limit_seconds": limits[kind],
-            "docker_registry_seconds": kept["docker-registry", kind],
-            "disk_seconds": kept["disk", "push"] if kind == "push" else [],
-            "ratio": statistics.median(t / o for t, o in zip(limits[kind], kept["obm", kind], strict=True)),
-            "load": os.getloadavg()[0],
-            "exact": exact,
-        }
-        for kind in ("push", "pull")
-    ]
 
 
 @dataclass(frozen=True)
@@ -182,8 +201,7 @@ def resident_mib(server: RunningServer) -> float:
 def push_many(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The row of `push-many`."""
     each = max(1, arguments.many_mib * MIB // BLOB_NBYTES // arguments.clients)
-    source, pushed, samples = Blobs(), [0], []
-    lock, over = threading.Lock(), threading.Event()
+    source, pushed, lock = Blobs(), [0], threading.Lock()
     with running_server(folder / "many" / "home") as server:
         idle = resident_mib(server)
 
@@ -195,23 +213,12 @@ def push_many(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any
                     with lock:
                         pushed[0] += blob.size
 
-        def watch() -> None:
-            while not over.wait(_SAMPLE_S):
-                samples.append(Sample(pushed[0] / MIB, resident_mib(server)))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        began = time.perf_counter()
-        with ThreadPoolExecutor(arguments.clients) as pool:
-            list(pool.map(client, range(arguments.clients)))
-        seconds = time.perf_counter() - began
-        over.set()
-        watcher.join()
-    total = pushed[0] / MIB
-    peaks = [
-        max((s.resident for s in samples if total * i / 8 <= s.pushed <= total * (i + 1) / 8), default=0.0)
-        for i in range(8)
-    ]
+        with sampled(lambda: Sample(pushed[0] / MIB, resident_mib(server))) as samples:
+            began = time.perf_counter()
+            with ThreadPoolExecutor(arguments.clients) as pool:
+                list(pool.map(client, range(arguments.clients)))
+            seconds = time.perf_counter() - began
+    peaks = peaks_by_eighths(samples, pushed[0] / MIB)
     return [
         {
             "case": "push-many",
@@ -228,6 +235,33 @@ def push_many(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any
             "load": os.getloadavg()[0],
             "exact": True,
         }
+    ]
+
+
+@contextmanager
+def sampled(take: Callable[[], Sample]) -> Iterator[list[Sample]]:
+    """Take samples in a thread while the block runs."""
+    samples: list[Sample] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_SAMPLE_S):
+            samples.append(take())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        watcher.join()
+
+
+def peaks_by_eighths(samples: list[Sample], total: float) -> list[float]:
+    """The largest resident memory in each eighth of the bytes."""
+    return [
+        max((s.resident for s in samples if total * i / 8 <= s.pushed <= total * (i + 1) / 8), default=0.0)
+        for i in range(8)
     ]
 
 

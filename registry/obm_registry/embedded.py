@@ -21,11 +21,17 @@ from obm_registry import reports
 from obm_registry.blobs.local import LocalBlobs
 from obm_registry.blobs.place import require_place
 from obm_registry.catalog.rows import BackboneRow, Manifest
-from obm_registry.catalog.store import open_catalog
+from obm_registry.catalog.store import FILE_NAME, open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.manifest.assemble import assemble
 from obm_registry.manifest.attached import attach
-from obm_registry.manifest.backbone import BACKBONE_TAG, BackbonePackage, other_backbone, package_checkpoint
+from obm_registry.manifest.backbone import (
+    BACKBONE_TAG,
+    BackbonePackage,
+    other_backbone,
+    package_checkpoint,
+    require_untagged,
+)
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
     ExpertPackage,
@@ -43,7 +49,7 @@ from obm_registry.manifest.signature import (
     write_signatures,
 )
 from obm_registry.manifest.weights import require_expert_tag
-from obm_registry.refs import Ref, parse_ref
+from obm_registry.refs import Ref, parse_ref, require_tag, require_target
 from obm_registry.service import backbones, blobs, listing, lookup, publish, tags, weights
 from obm_registry.service.collect import DEFAULT_GRACE_S, Collected, collect
 from obm_registry.service.fsck import examine
@@ -99,8 +105,7 @@ class EmbeddedRegistry:
             UsageError: `bad_ref`.
         """
         where = _local(ref)
-        if where.target not in (None, BACKBONE_TAG):
-            raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
+        require_untagged(where)
         with open_checkpoint(checkpoint) as opened:
             package, table = package_checkpoint(opened, progress)
             here = self._backbones_of(where.repository)
@@ -204,9 +209,7 @@ class EmbeddedRegistry:
         """
         began = time.perf_counter()
         where = _local(ref)
-        if where.tag is None or where.digest is not None:
-            raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
-        require_expert_tag(where.tag)
+        require_expert_tag(require_tag(where))
         change = tags.TagChange(move=move, actor=self._actor)
         source = PathSource(file)
         with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
@@ -383,7 +386,7 @@ class EmbeddedRegistry:
         where = _local(ref)
         require_expert_tag(name)
         change = tags.TagChange(move=move, actor=self._actor)
-        found = tags.move_tag(self._registry, where.repository, _target(where), name, change)
+        found = tags.move_tag(self._registry, where.repository, require_target(where), name, change)
         return reports.Named(ref=str(where.with_tag(name)), manifest_digest=found.digest)
 
     def log(self, ref: str) -> list[reports.LogEntry]:
@@ -404,7 +407,7 @@ class EmbeddedRegistry:
             UsageError: `bad_ref`.
         """
         where, found = self._find(ref)
-        tags.remove(self._registry, where.repository, _target(where), self._actor)
+        tags.remove(self._registry, where.repository, require_target(where), self._actor)
         return reports.Named(ref=str(where), manifest_digest=found.digest)
 
     def yank(self, ref: str, *, reason: str = "", undo: bool = False) -> reports.Named:
@@ -416,14 +419,14 @@ class EmbeddedRegistry:
         """
         where = _local(ref)
         if undo:
-            found = tags.unyank(self._registry, where.repository, _target(where), actor=self._actor)
+            found = tags.unyank(self._registry, where.repository, require_target(where), actor=self._actor)
         else:
-            found = tags.yank(self._registry, where.repository, _target(where), reason, actor=self._actor)
+            found = tags.yank(self._registry, where.repository, require_target(where), reason, actor=self._actor)
         return reports.Named(ref=str(where), manifest_digest=found.digest)
 
     def _find(self, ref: str) -> tuple[Ref, Manifest]:
         where = _local(ref)
-        return where, lookup.find_manifest(self._registry, where.repository, _target(where))
+        return where, lookup.find_manifest(self._registry, where.repository, require_target(where))
 
     # --- upkeep ---------------------------------------------------------------------------------------------
 
@@ -456,8 +459,8 @@ def open_embedded(home: str | Path, *, actor: str | None = None) -> EmbeddedRegi
     folder = Path(home)
     with disk_errors(str(folder)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_place(folder / "registry.sqlite3", None)
-    catalog = open_catalog(folder / "registry.sqlite3")
+    require_place(folder / FILE_NAME, None)
+    catalog = open_catalog(folder / FILE_NAME)
     return EmbeddedRegistry(
         Registry(catalog=catalog, blobs=LocalBlobs(folder / "data")), _login() if actor is None else actor
     )
@@ -481,10 +484,3 @@ def _local(ref: str) -> Ref:
             got=where.host,
         )
     return where
-
-
-def _target(where: Ref) -> str:
-    if where.target is None:
-        hint = f"`obm ls {where.repository}` lists the tags"
-        raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
-    return where.target

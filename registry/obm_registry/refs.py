@@ -94,6 +94,30 @@ def parse_ref(text: str) -> Ref:
     return Ref(host=host, namespace=namespace, backbone=backbone, tag=tag or None, digest=digest or None)
 
 
+def require_tag(where: Ref) -> str:
+    """The tag of a reference to something that is about to be published.
+
+    Raises:
+        UsageError: `bad_ref` when it has none, or has a digest.
+    """
+    if where.tag is None or where.digest is not None:
+        expected = f"{where.repository}:TAG"
+        raise UsageError("bad_ref", "name the tag to publish under", where=str(where), expected=expected)
+    return where.tag
+
+
+def require_target(where: Ref) -> str:
+    """What a reference to something that is there is looked up by.
+
+    Raises:
+        UsageError: `bad_ref` when it has neither tag nor digest.
+    """
+    if where.target is None:
+        hint = f"`obm ls {where.repository}` lists the tags"
+        raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
+    return where.target
+
+
 def _split_host(text: str, rest: str) -> tuple[str | None, str]:
     first, slash, behind = rest.partition("/")
     if not slash or not ("." in first or ":" in first or first == "localhost"):

@@ -21,6 +21,8 @@ from obm_registry.catalog.manifests import Manifests
 from obm_registry.catalog.names import Names
 from obm_registry.catalog.tags import Tags
 
+FILE_NAME = "registry.sqlite3"  # of a catalog that was given no other place
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:

@@ -36,6 +36,7 @@ from obm_registry.manifest.backbone import (
     backbone_descriptor,
     other_backbone,
     package_checkpoint,
+    require_untagged,
 )
 from obm_registry.manifest.bases import missing_files, open_bases, require_sound
 from obm_registry.manifest.expert import (
@@ -55,7 +56,7 @@ from obm_registry.manifest.signature import (
     write_signatures,
 )
 from obm_registry.manifest.weights import WEIGHTS_TYPE, require_expert_tag
-from obm_registry.refs import Ref, parse_ref
+from obm_registry.refs import Ref, parse_ref, require_tag, require_target
 
 T = TypeVar("T")
 _ATTEMPTS = 3
@@ -96,8 +97,7 @@ class ClientRegistry:
     ) -> reports.ListedBackbone:
         """Register a backbone; see `ExpertRegistry.add_backbone`."""
         where = self._parse(ref)
-        if where.target not in (None, BACKBONE_TAG):
-            raise UsageError("bad_ref", "a backbone has no tag of its own", where=ref, expected=where.repository)
+        require_untagged(where)
         with open_checkpoint(checkpoint) as opened:
             package, table = package_checkpoint(opened, progress)
             there = self._find_backbone(where.repository)
@@ -182,9 +182,7 @@ class ClientRegistry:
         """Publish an `.obm` file; see `ExpertRegistry.push`."""
         began = time.perf_counter()
         where = self._parse(ref)
-        if where.tag is None or where.digest is not None:
-            raise UsageError("bad_ref", "name the tag to publish under", where=ref, expected=f"{where.repository}:TAG")
-        require_expert_tag(where.tag)
+        require_expert_tag(require_tag(where))
         source = PathSource(file)
         with Container.open(source) as container, open_bases(container, Path(file), bases, progress) as opened:
             require_sound(container, progress)
@@ -285,7 +283,7 @@ class ClientRegistry:
 
     def _find_expert(self, ref: str) -> tuple[Ref, FoundManifest, ExpertLayers]:
         where = self._parse(ref)
-        target = _target(where)
+        target = require_target(where)
         found = self._store.manifest(where.repository, target)
         manifest = parse_manifest(found.body, media_type=found.media_type)
         layers = parse_layers(manifest)
@@ -325,7 +323,7 @@ class ClientRegistry:
         """See `ExpertRegistry.tag`."""
         where = self._parse(ref)
         require_expert_tag(name)
-        found = self._store.manifest(where.repository, _target(where))
+        found = self._store.manifest(where.repository, require_target(where))
         named = where.with_tag(name)
         parse_ref(str(named))
         rule = require_room(self._store, named, found.digest, move=move)
@@ -342,9 +340,9 @@ class ClientRegistry:
     def remove(self, ref: str) -> reports.Named:
         """See `ExpertRegistry.remove`."""
         where = self._parse(ref)
-        found = self._store.manifest(where.repository, _target(where))
+        found = self._store.manifest(where.repository, require_target(where))
         if where.digest is None:
-            self._store.remove_tag(where.repository, _target(where))
+            self._store.remove_tag(where.repository, require_target(where))
             return reports.Named(ref=str(where), manifest_digest=found.digest)
         if parse_manifest(found.body, media_type=found.media_type).artifact_type == BACKBONE_TYPE:
             kinds = (EXPERT_TYPE, WEIGHTS_TYPE)
@@ -377,13 +375,6 @@ class ClientRegistry:
                 "bad_ref", "the reference names another registry", where=ref, expected=self._host or where.repository
             )
         return where
-
-
-def _target(where: Ref) -> str:
-    if where.target is None:
-        hint = f"`obm ls {where.repository}` lists the tags"
-        raise UsageError("bad_ref", "name a tag or a digest", where=str(where), hint=hint)
-    return where.target
 
 
 def _describe(data: bytes) -> Descriptor:

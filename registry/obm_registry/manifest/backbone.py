@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from obm_format.checkpoint import Checkpoint
 from obm_format.digest import fingerprint, is_sha256_hex
-from obm_format.errors import RegistryError
+from obm_format.errors import RegistryError, UsageError
 from obm_format.limits import DEFAULT_LIMITS, MIB
 from obm_format.model import DType, TensorSpec
 from obm_format.progress import Progress, silent
@@ -26,6 +26,7 @@ from obm_registry.manifest.oci import (
     encode_manifest,
 )
 from obm_registry.manifest.strictjson import encode_json, parse_json
+from obm_registry.refs import Ref
 
 BACKBONE_TYPE = "application/vnd.obm.backbone.v1"
 BACKBONE_TAG = "backbone"
@@ -245,3 +246,14 @@ def other_backbone(repository: str, there: str, own: str) -> RegistryError:
         got=own,
         hint="add this one under another name: one repository per backbone",
     )
+
+
+def require_untagged(where: Ref) -> None:
+    """Refuse another tag for a backbone than the one that every backbone has.
+
+    Raises:
+        UsageError: `bad_ref`.
+    """
+    if where.target not in (None, BACKBONE_TAG):
+        message = "a backbone has no tag of its own"
+        raise UsageError("bad_ref", message, where=str(where), expected=where.repository)

@@ -13,13 +13,12 @@ from obm_registry.blobs.base import BlobStore
 from obm_registry.blobs.local import LocalBlobs
 from obm_registry.blobs.s3 import S3Blobs
 from obm_registry.bucket import Bucket, parse_bucket_url
-from obm_registry.catalog.store import open_catalog
+from obm_registry.catalog.store import FILE_NAME, open_catalog
 from obm_registry.durable import disk_errors
 from obm_registry.service.access import EVERYWHERE, create_token, list_members, set_role
 from obm_registry.service.registry import Registry
 
 ADMIN = "admin"
-CATALOG = "registry.sqlite3"
 TOKEN_FILE = "admin.token"  # noqa: S105 - a file name
 
 
@@ -50,7 +49,7 @@ def catalog_file(home: Path, db: str | None) -> Path:
     Raises:
         UsageError: `usage` for a URL of another kind.
     """
-    return home / CATALOG if db is None else _local_path(db, "sqlite", "--db")
+    return home / FILE_NAME if db is None else _local_path(db, "sqlite", "--db")
 
 
 def _open_blobs(home: Path, url: str | None) -> BlobStore:

@@ -69,14 +69,9 @@ def test_spec_modules_do_not_import_the_package() -> None:
 
 
 def test_minimal_reader_is_short_enough_to_read() -> None:
-    text = (SPEC / "minimal_reader.py").read_text()
-    lines = text.splitlines()
-    prose = {number for number, line in enumerate(lines, 1) if not line.strip() or line.strip().startswith("#")}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            prose |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    assert len(lines) - len(prose) <= 299
-    assert len(lines) <= 356
+    assert (SPEC / "minimal_reader.py").read_bytes().count(
+        b"\n"
+    ) <= 300  # blank lines, comments and all, as `wc -l` counts
 
 
 def test_schema_is_one() -> None:
@@ -94,14 +89,15 @@ def rules(schema: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
 def test_schema_refuses_what_is_its_default_and_names_known_reasons() -> None:
     defaults = [rule for rule in rules(SCHEMA) if "default" in rule]
     assert len(defaults) == 20
-    assert all(rule["not"] == {"const": rule["default"]} for rule in defaults)
+    assert all(rule["not"] == {"const": rule["default"]} and "x-absent" not in rule for rule in defaults)
     assert {rule["x-reason"] for rule in rules(SCHEMA) if "x-reason" in rule} <= set(REASONS)
 
 
 def test_minimal_reader_knows_every_word_of_the_schema() -> None:
     known = set(re.findall(r'"([A-Za-z-]+)"', inspect.getsource(minimal_reader.faults)))
-    for_people_and_validators = {"$schema", "title", "description", "not", "uniqueItems", "x-parts", "x-tensors"}
-    assert words_of(SCHEMA) <= known | for_people_and_validators | {"$ref", "$defs"}
+    for_people_and_validators = {"$schema", "title", "description", "not", "uniqueItems"}
+    for_records = {"x-absent", "x-parts", "x-tensors"}
+    assert words_of(SCHEMA) <= known | for_people_and_validators | for_records | {"$ref", "$defs"}
 
 
 def words_of(schema: Any) -> set[str]:  # noqa: ANN401 - JSON

@@ -106,7 +106,7 @@ class HeaderOnly(minimal_reader.Expert):
     """The minimal reader, without a file behind the header."""
 
     def __init__(self, head: bytes) -> None:
-        self.read_header(head[8 : header_nbytes(head)].decode("latin-1"))
+        self.read_header(head[8 : header_nbytes(head)].decode("latin-1").rstrip(" "))
 
 
 def of_minimal(head: bytes) -> str:

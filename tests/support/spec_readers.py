@@ -29,10 +29,10 @@ def read_minimal(file: Path, base: Path | None, refs: list[Path]) -> dict[str, A
     """`minimal_reader.py`, in this process; it does not tell stages apart, so it is asked without BASE first."""
     stage = "any"
     try:
-        report = minimal_reader.read(str(file))
+        report = minimal_reader.Expert(str(file)).report()
         if base is not None:
             stage = "base"
-            report = minimal_reader.read(str(file), str(base), *map(str, refs))
+            report = minimal_reader.Expert(str(file)).report(str(base), *map(str, refs))
     except minimal_reader.Refused as refused:
         raise Refusal(str(refused), stage) from refused
     return report

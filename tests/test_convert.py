@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from obm_format.checkpoint import open_checkpoint
-from obm_format.compress import compress_checkpoint, parse_compress_options
+from obm_format.compress import compress_checkpoint, compress_rtvq, parse_compress_options
 from obm_format.convert import convert_from, convert_to
 from obm_format.errors import ObmError
 from obm_format.expert import open_expert
@@ -29,6 +29,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
 LORA = "base_model.model."
+VECTORS = Path(__file__).resolve().parents[1] / "spec" / "vectors"
 
 
 def refused(reason: str, *args: str | Path, **options: str) -> ObmError:
@@ -448,6 +449,34 @@ def test_expert_to_deltas_and_back(tmp_path: Path) -> None:
     assert caught.value.reason == "exists"
 
 
+def test_scalars_and_empty_tensors_have_deltas_too(tmp_path: Path) -> None:
+    tensors = {"scale": np.full((), 0.1), "none": np.zeros((0, 4)), "one.weight": np.ones((1, 1))}
+    base, expert = compressed(
+        tmp_path, {name: (DType.BF16, values) for name, values in tensors.items()}, position="none"
+    )
+    convert_to("delta", expert, base, tmp_path / "deltas")
+    found, expected = load_file(tmp_path / "deltas" / "model.safetensors"), decoded(expert, base)
+    assert found.keys() == {"scale", "one.weight"}
+    assert {name: values.shape for name, values in found.items()} == {"scale": (), "one.weight": (1, 1)}
+    assert all(found[name] == expected[name] for name in found)
+
+
+def test_base_vector_of_an_rtvq_expert_is_found_beside_it_or_where_it_is_named(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", wide())
+    tuned = [write_checkpoint(tmp_path / name, shifted(wide(), seed)) for seed, name in enumerate("ab", 1)]
+    compress_rtvq(base, tuned, tmp_path / "rtvq")
+    expert = tmp_path / "rtvq" / "a.obm"
+    assert convert_to("delta", expert, base, tmp_path / "beside").n_tensors == 2
+    alone = expert.rename(tmp_path / "alone.obm")
+    with pytest.raises(ObmError, match="--ref FILE") as caught:
+        convert_to("delta", alone, base, tmp_path / "none")
+    assert caught.value.reason == "bad_reference"
+    assert not (tmp_path / "none").exists()
+    assert convert_to("delta", alone, base, tmp_path / "named", refs=[tmp_path / "rtvq" / "base.obm"]).n_tensors == 2
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("beside", "named")]
+    assert same[0] == same[1]
+
+
 def wide(rows: int = 5, cols: int = 64) -> dict[str, Any]:
     draw = np.random.default_rng(2)
     return {Q: (DType.BF16, draw.normal(size=(rows, cols))), NORM: (DType.BF16, draw.normal(size=16))}
@@ -485,6 +514,27 @@ def test_what_bitdelta_cannot_say_is_refused(tmp_path: Path, cols: int, options:
         convert_to("bitdelta", expert, base, tmp_path / "b.pt")
     assert caught.value.reason == "usage"
     assert not (tmp_path / "b.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["counterpart-swapped", "counterpart-shared", "other-name"])
+def test_tensor_on_another_one_of_the_backbone_has_no_delta_by_its_name(name: str, tmp_path: Path) -> None:
+    vector = VECTORS / "valid" / f"{name}.obm"
+    base = VECTORS / json.loads(vector.with_suffix(".json").read_text())["base"]
+    for kind in ("delta", "bitdelta"):
+        with pytest.raises(ObmError, match="is built on another tensor") as caught:
+            convert_to(kind, vector, base, tmp_path / "out")
+        assert caught.value.reason == "usage"
+        assert not (tmp_path / "out").exists()
+
+
+def test_expert_that_changes_nothing_is_nothing_elsewhere(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", wide())
+    compress_checkpoint(base, base, tmp_path / "x.obm")
+    for kind in ("delta", "bitdelta"):
+        with pytest.raises(ObmError, match="so there is no") as caught:
+            convert_to(kind, tmp_path / "x.obm", base, tmp_path / "out")
+        assert caught.value.reason == "usage"
+        assert not (tmp_path / "out").exists()
 
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:

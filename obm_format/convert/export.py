@@ -19,11 +19,11 @@ import numpy as np
 from obm_format.checkpoint import Checkpoint
 from obm_format.checkpoint_writer import CheckpointWriter
 from obm_format.convert.bitdelta import COEFF, MASK, WEIGHT, WORD, import_torch
-from obm_format.errors import ObmError, UsageError, from_os_error
+from obm_format.errors import BackboneMismatch, ObmError, UsageError, from_os_error
 from obm_format.expert import Expert
 from obm_format.kernels.contract import SignOperand
 from obm_format.kernels.words import Words
-from obm_format.model import DType, Granularity, Kind, Mode, SignParams, TensorRecord, TensorSpec
+from obm_format.model import DType, Granularity, Kind, SignParams, TensorRecord, TensorSpec
 from obm_format.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def export_delta(expert: Expert, base: Checkpoint, out: Path, progress: Progress
         progress: told of phase `convert` in bytes of deltas; may raise to stop.
 
     Raises:
-        UsageError: a tensor has no delta: it was added, removed, grown or is of integers (`usage`).
+        UsageError: a tensor has no delta: it was added, removed, grown, built on another one or is of integers; or
+            nothing changes (`usage`).
         BackboneMismatch: `base_tensor`, `base_digest`.
         FormatError: the expert is damaged.
         ObmError: `exists`, `disk_full`, `io`.
@@ -72,12 +73,14 @@ def export_delta(expert: Expert, base: Checkpoint, out: Path, progress: Progress
         same = record.base is not None and record.base.shape == record.spec.shape
         if not same or not all(dtype.is_float for dtype in dtypes):
             raise _refused(record.name, "has no delta of the backbone's shape", "materialize it instead")
+    if not records:
+        raise UsageError("usage", "the expert changes no tensor, so there is no delta", where=expert.id)
     specs = [TensorSpec(record.name, DType.F32, record.spec.shape) for record in records]
     done, total = 0, sum(spec.nbytes for spec in specs)
     with CheckpointWriter(out, specs, metadata={"format": "pt"}) as writer:
         for spec in specs:
             values = expert.values(spec.name, base.words(spec.name))
-            writer.write(spec.name, np.ascontiguousarray(values).view(np.uint32))
+            writer.write(spec.name, np.asarray(values, order="C").view(np.uint32))
             base.release(spec.name)
             done += spec.nbytes
             progress("convert", done, total)
@@ -104,6 +107,8 @@ def export_bitdelta(expert: Expert, base: Checkpoint, out: Path, progress: Progr
     records = list(_changed(expert, base))
     for record in records:
         _check_bitdelta(record)
+    if not any(isinstance(record.params, SignParams) for record in records):
+        raise UsageError("usage", "the expert has no 1-bit matrix, so there is no BitDelta", where=expert.id)
     tensors: dict[str, torch.Tensor] = {}
     for done, record in enumerate(records, start=1):
         if isinstance(record.params, SignParams):
@@ -131,10 +136,12 @@ def _changed(expert: Expert, base: Checkpoint) -> Iterator[TensorRecord]:
         name = manifest.aliases[0][0] if manifest.aliases else manifest.removed[0]
         raise _refused(name, "is tied to another tensor or removed", "materialize it instead")
     for record in manifest.tensors:
-        if record.mode is Mode.ADDED:
+        if record.base is None:
             raise _refused(record.name, "was added to the backbone", "materialize it instead")
+        if record.base.name != record.name:
+            raise _refused(record.name, "is built on another tensor of the backbone", "materialize it instead")
         if record.name not in base.tensors:
-            raise UsageError("base_tensor", "the backbone has no such tensor", where=record.name)
+            raise BackboneMismatch("base_tensor", "the backbone has no such tensor", where=record.name)
         expert.check_base(record.name, base.tensors[record.name], base.sha256(record.name))
         if not record.is_unchanged:
             yield record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from obm_format.checkpoint import open_checkpoint
@@ -12,8 +13,9 @@ from obm_format.convert.bitdelta import BitDeltaFile
 from obm_format.convert.delta import DenseDelta
 from obm_format.convert.export import ExportReport, export_bitdelta, export_delta
 from obm_format.errors import UsageError
-from obm_format.expert import open_expert
+from obm_format.expert import References, open_expert
 from obm_format.progress import Progress, silent
+from obm_format.remote import is_url
 
 SOURCES = ("delta", "peft-lora", "bitdelta")
 TARGETS = ("delta", "bitdelta")
@@ -66,6 +68,7 @@ def convert_to(
     base_path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    refs: Sequence[str | os.PathLike[str]] = (),
     progress: Progress = silent,
 ) -> ExportReport:
     """Give an expert back in another format; on any error nothing is left behind.
@@ -75,6 +78,7 @@ def convert_to(
         expert_path: the expert.
         base_path: its backbone.
         out: the folder or file to write.
+        refs: base vectors that an `rtvq` expert refers to; those beside its file are found without.
         progress: told of phase `convert`; may raise to stop.
 
     Raises:
@@ -85,7 +89,8 @@ def convert_to(
     """
     _check_kind(kind, TARGETS)
     export = export_delta if kind == "delta" else export_bitdelta
-    with open_expert(expert_path) as expert, open_checkpoint(base_path) as base:
+    with open_expert(expert_path) as expert, open_checkpoint(base_path) as base, References(refs) as references:
+        references.attach(expert, None if is_url(expert_path) else expert_path)
         return export(expert, base, Path(out), progress)
 
 

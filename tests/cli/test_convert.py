@@ -56,6 +56,7 @@ def test_report_for_people(folder: Path, capfd: pytest.CaptureFixture[str]) -> N
         ["--base", "base"],
         ["--base", "base", "--from", "delta", "--to", "delta"],
         ["--base", "base", "--to", "delta", "--task", "t"],
+        ["--base", "base", "--from", "delta", "--ref", "d.safetensors"],
         ["--base", "base", "--from", "gguf"],
         ["--base", "base", "--from", "delta", "--encoding", "sign1"],
         ["--base", "base", "--from", "peft-lora", "--encoding", "tern1"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from obm_cli import output
-from obm_cli.paths import InputPath, OutputPath
+from obm_cli.paths import InputPath, NeededPath, OutputPath
 
 if TYPE_CHECKING:
     from obm_format.convert import ConvertReport, ExportReport
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="BASE", required=True, type=InputPath(), help="The backbone that SRC belongs to.")
 @click.option("--task", metavar="NAME", help="Name of the task, by which a route finds the expert.")
 @click.option("--encoding", metavar="E", help="A LoRA's matrices: sign1 [default] or raw.")
+@click.option(
+    "--ref", "refs", metavar="FILE", multiple=True, type=NeededPath(),
+    help="The base vector that an rtvq expert refers to [default: looked for beside it]; repeatable.",
+)  # fmt: skip
 @output.json_option
 def command(
     source: str,
@@ -30,6 +34,7 @@ def command(
     base: str,
     task: str | None,
     encoding: str | None,
+    refs: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Convert a fine-tune of another format into an expert, or back.
@@ -50,12 +55,14 @@ def command(
         raise click.UsageError("Give one of --from and --to.")
     if to_kind is not None and (task is not None or encoding is not None):
         raise click.UsageError("--task and --encoding go with --from.")
+    if from_kind is not None and refs:
+        raise click.UsageError("--ref goes with --to.")
     with output.progress_bar() as progress:
         report: ConvertReport | ExportReport
         if from_kind is not None:
             report = convert_from(from_kind, source, base, out, task=task or "", encoding=encoding, progress=progress)
         else:
-            report = convert_to(to_kind or "", source, base, out, progress=progress)
+            report = convert_to(to_kind or "", source, base, out, refs=refs, progress=progress)
     output.emit("convert", report.as_json(), as_json=as_json, human=lambda: _print(report))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from obm_format.codecs import alphas, catalogue
 from obm_format.codecs.base import Span, whole
 from obm_format.container.header import Header
 from obm_format.container.reader import Container
-from obm_format.errors import BackboneMismatch
-from obm_format.expert import Expert
+from obm_format.errors import BackboneMismatch, FormatError
+from obm_format.expert import Expert, References
 from obm_format.expert.parts import RecordParts
 from obm_format.kernels import select_kernels
 from obm_format.kernels.contract import Kernels, ValueOperand
@@ -37,7 +37,7 @@ from obm_format.model import (
 )
 from obm_format.positions import Role, role_of
 from obm_format.progress import Progress, silent
-from obm_format.remote import reachable
+from obm_format.remote import is_url, reachable
 
 _PIECE = 1 << 20  # elements decoded together; whole blocks of obm-1 clause 11.3
 _BITS_PIECE = 1 << 20  # bytes of sign bits counted together
@@ -128,7 +128,7 @@ class TensorStats:
         sign_set: share of set sign bits, of the first plane, or of what the mask of `tern1` keeps; 0 to 1.
         nnz: non-zero values of the task vector in what the encoding covers; None where that is not known.
         shift: None without a backbone, and where there is no task vector value (obm-1 clause 9.2) or it
-            needs another artifact (`rtvq`).
+            needs another artifact (`rtvq`) that does not lie beside the file.
     """
 
     record: TensorRecord
@@ -275,7 +275,11 @@ def expert_stats(
     with ExitStack() as stack:
         container = stack.enter_context(Container.open(reachable(path)))
         backbone = None if base is None else stack.enter_context(open_checkpoint(base))
-        gauge = _Gauge(container, backbone, kernels or select_kernels())
+        kernels = kernels or select_kernels()
+        expert = Expert(container, kernels=kernels)
+        with suppress(FormatError):  # tensors whose base vector is not at hand have no shift
+            stack.enter_context(References()).attach(expert, None if is_url(path) else path)
+        gauge = _Gauge(container, backbone, expert, kernels)
         return ExpertStats(
             id=container.id,
             nbytes=container.nbytes,
@@ -297,9 +301,10 @@ def _told(gauge: _Gauge, records: Iterable[TensorRecord], progress: Progress) ->
 class _Gauge:
     """Measures one tensor after the other."""
 
-    def __init__(self, container: Container, backbone: Checkpoint | None, kernels: Kernels) -> None:
+    def __init__(self, container: Container, backbone: Checkpoint | None, expert: Expert, kernels: Kernels) -> None:
         self._container = container
-        self._expert = Expert(container, kernels=kernels)
+        self._expert = expert
+        self._missing = expert.missing_refs
         self._backbone = backbone
         self._kernels = kernels
 
@@ -339,7 +344,7 @@ class _Gauge:
             raise BackboneMismatch("base_tensor", "the backbone has no such tensor", where=base.name)
         self._expert.check_base(record.name, found, backbone.sha256(base.name))  # obm-1 clause 10.3
         floats = record.spec.dtype.is_float and base.dtype.is_float
-        if not floats or record.encoded_shape != base.shape or isinstance(record.params, RtvqParams):
+        if not floats or record.encoded_shape != base.shape or self._lacks_reference(record):
             return None
         words = backbone.words(base.name).reshape(-1)
         total = _NO_SHIFT
@@ -347,6 +352,10 @@ class _Gauge:
             total += self._piece(record, parts, piece, words)
         backbone.release(base.name)
         return total
+
+    def _lacks_reference(self, record: TensorRecord) -> bool:
+        params = record.params
+        return isinstance(params, RtvqParams) and self._container.manifest.refs[params.ref] in self._missing
 
     def _piece(self, record: TensorRecord, parts: RecordParts, piece: Span, base: Words) -> Shift:
         assert record.base is not None  # noqa: S101 - the caller asked
@@ -356,7 +365,7 @@ class _Gauge:
             d = self._kernels.subtract(new, record.spec.dtype, old, dtype)
             rounded = absorbed = 0  # its bits are copied
         else:
-            d = np.ascontiguousarray(catalogue.decode_values(record, parts, piece, kernels=self._kernels))
+            d = np.ascontiguousarray(self._expert.decode(record, piece, parts))
             operand = ValueOperand(values=d.reshape(1, -1))
             absorbed, rounded = self._kernels.absorbed(old.reshape(1, -1), dtype, operand, record.spec.dtype)
         sum_abs, sum_square = self._sums(d)

@@ -12,7 +12,7 @@ from checkpoints import Tensors, shifted, tiny_llama, words_of, write_checkpoint
 
 from obm_format import stats
 from obm_format.checkpoint import open_checkpoint
-from obm_format.compress import compress_checkpoint
+from obm_format.compress import compress_checkpoint, compress_rtvq
 from obm_format.compress.options import parse_compress_options
 from obm_format.errors import BackboneMismatch
 from obm_format.expert import open_expert
@@ -192,3 +192,22 @@ def test_every_valid_vector_can_be_looked_at(subtests: pytest.Subtests) -> None:
                 found = expert_stats(path, base=checkpoint)
                 assert sum(found.bytes.values()) == path.stat().st_size
                 assert json.loads(json.dumps(found.as_json(), allow_nan=False))["id"] == found.id
+
+
+def test_rtvq_is_measured_where_its_base_vector_lies_beside_it(tmp_path: Path) -> None:
+    base = tiny_llama(0, DType.BF16)
+    folder = write_checkpoint(tmp_path / "base", base)
+    tuned = [write_checkpoint(tmp_path / name, shifted(base, seed, by=0.02)) for seed, name in enumerate("ab", 1)]
+    compress_rtvq(folder, tuned, tmp_path / "rtvq")
+    path = tmp_path / "rtvq" / "a.obm"
+    shift = by_name(expert_stats(path, base=folder))[Q].shift
+    opened = [open_expert(tmp_path / "rtvq" / name) for name in ("a.obm", "base.obm")]
+    with opened[0] as expert, opened[1] as reference, open_checkpoint(folder) as backbone:
+        expert.refer_to(reference)
+        d, rebuilt = expert.values(Q), to_float32(expert.rebuild(Q, backbone.words(Q)), DType.BF16)
+    assert shift is not None
+    assert shift.nonzero == np.count_nonzero(d)
+    assert shift.moved_fraction == np.mean(rebuilt != floats(base, Q))
+    assert shift.sum_abs == pytest.approx(np.abs(d).sum(dtype=np.float64))
+    path.rename(tmp_path / "alone.obm")
+    assert by_name(expert_stats(tmp_path / "alone.obm", base=folder))[Q].shift is None

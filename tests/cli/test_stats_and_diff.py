@@ -180,6 +180,13 @@ def test_diff_says_identical_and_exits_0_in_both_cases(folder: Path, capfd: pyte
     assert "  task: math -> chat" in lines
 
 
+def test_diff_names_what_a_manifest_says_by_leaving_it_out(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ok(capfd, "compress", "base", "math", "-o", "exact.obm", "--position", "none")
+    lines = ok(capfd, "diff", "math.obm", "exact.obm").splitlines()
+    assert "  position: linear -> none" in lines
+    assert "  task: math -> -" in lines
+
+
 def test_diff_and_stats_take_references(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ok(capfd, "backbone", "add", "base", "acme/tiny")
     ok(capfd, "push", "math.obm", "acme/tiny:v1")

@@ -11,6 +11,7 @@ from obm_cli import output
 from obm_cli.registry import expert_source, registry_option
 
 _VALUE_WIDTH = 60  # characters of a manifest field that people are shown
+_LEFT_OUT = {"position": "none"}  # what a manifest says by leaving a field out, where that is not nothing
 
 
 @click.command("diff")
@@ -42,7 +43,8 @@ def _print(found: dict[str, Any]) -> None:
         output.say(f"  {side}         {artifact}")
     output.say(f"  backbone  {'the same' if found['same_backbone'] else 'another one'}")
     for name, pair in found["fields"].items():
-        output.say(f"  {name}: {_short(pair['a'])} -> {_short(pair['b'])}")
+        before, after = (_short(_LEFT_OUT.get(name) if value is None else value) for value in pair.values())
+        output.say(f"  {name}: {before} -> {after}")
     for name in found["attachments"]:
         output.say(f"  attachment {name}: other bytes")
     counts = ((len(found["only_a"]), "only in A"), (len(found["only_b"]), "only in B"))

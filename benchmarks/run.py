@@ -26,7 +26,7 @@ from harness import Row, machine, measure
 FAMILIES = {
     "kernel_cases": ("apply-4096x14336", "merge3-linear", "merge3-paper-math", "merge8-linear", "pack-4096x14336"),
     "codec_cases": ("codec-xdelta", "codec-xdelta-bucket", "sign1-encode", "sign1-decode"),
-    "verify_cases": ("verify", "header-50k"),
+    "verify_cases": ("verify", "verify-mapped", "header-50k"),
 }
 SCRIPTS = {
     "materialize": ("materialize-linear", "materialize-paper"),

@@ -53,8 +53,8 @@ def write_expert(path: Path) -> None:
         writer.commit(kind=Kind.TASK_VECTOR, task="bench", position="none", backbone=backbone)
 
 
-def verify_case(threads: int) -> Case:
-    """`obm verify` of a file of 384 MiB, page cache warm."""
+def verify_case(threads: int, *, mapped: bool) -> Case:
+    """`obm verify` of a file of 384 MiB, page cache warm; `mapped`: with `--mmap`."""
     folder = tempfile.TemporaryDirectory(prefix="obm-bench-")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "x.obm"
@@ -64,7 +64,7 @@ def verify_case(threads: int) -> Case:
     pool = ThreadPoolExecutor(threads)
 
     def verify() -> bool:
-        with open_expert(path) as expert:
+        with open_expert(path, mapped=mapped) as expert:
             return not expert.verify("parts")
 
     def hash_alone() -> None:
@@ -115,4 +115,8 @@ def header_case(_threads: int) -> Case:
     )
 
 
-CASES: dict[str, Callable[[int], Case]] = {"verify": verify_case, "header-50k": header_case}
+CASES: dict[str, Callable[[int], Case]] = {
+    "verify": lambda threads: verify_case(threads, mapped=False),
+    "verify-mapped": lambda threads: verify_case(threads, mapped=True),
+    "header-50k": header_case,
+}

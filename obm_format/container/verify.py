@@ -19,7 +19,7 @@ from obm_format.model import Part
 from obm_format.progress import Progress
 
 THREADS: Final = 2
-_READ_NBYTES: Final = 1 << 20
+_READ_NBYTES: Final = 2 << 20
 _RUN_NBYTES: Final = 32 << 20
 
 
@@ -73,7 +73,7 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
         source: the file.
         checks: parts in file order, without holes between them.
         collect: find all defects; otherwise stop after the first, in file order.
-        progress: told the bytes done, from the hashing threads; may raise to stop.
+        progress: told the bytes done, from the threads that hash; may raise to stop.
 
     Returns:
         defects in file order.
@@ -83,6 +83,8 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
     """
     meter = _Meter(progress, sum(check.part.padded_nbytes for check in checks))
     runs, pages = list(_runs(checks)), _Pages()
+    if len(runs) == 1:
+        return _verify_run(source, runs[0], meter, pages)[: None if collect else 1]
     defects: list[Defect] = []
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="obm-verify")
     try:

@@ -72,6 +72,12 @@ def test_exit_codes(
     assert capfd.readouterr().err.count("\n") == 1
 
 
+def test_an_address_cannot_be_mapped(server: RangeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert main(["verify", f"{server.url}/x.obm", "--mmap", "--json"]) == 2
+    assert "--mmap" in json.loads(capfd.readouterr().err)["hint"]
+
+
 def test_damage_behind_an_address_is_listed(server: RangeServer, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     assert main(["verify", f"{server.url}/bad.obm", "--json"]) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -268,6 +269,23 @@ def test_altered_expert_is_listed_and_exits_4(faulty: Path, capfd: pytest.Captur
     found = json.loads(capfd.readouterr().out)
     assert found["ok"] is False
     assert found["defects"][0]["reason"] in {"part_digest", "pad_not_zero"}
+
+
+def test_verify_mmap_finds_the_same_without_reading(
+    faulty: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray((faulty / "good.obm").read_bytes())
+    data[-70] ^= 1
+    (faulty / "bad.obm").write_bytes(data)
+    statuses = [main(["verify", name, "--json"]) for name in ("good.obm", "bad.obm")]
+    read = capfd.readouterr().out
+
+    def no_reading(*_: object) -> int:
+        raise OSError(errno.EIO, "read")
+
+    monkeypatch.setattr(os, "preadv", no_reading)
+    assert [main(["verify", name, "--mmap", "--json"]) for name in ("good.obm", "bad.obm")] == statuses == [0, 4]
+    assert capfd.readouterr().out == read
 
 
 def test_every_command_has_the_help_line_that_the_list_shows() -> None:

@@ -12,7 +12,7 @@ from obm_cli import output, settings
 from obm_cli.paths import InputPath, NeededPath
 from obm_cli.registry import expert_source, open_registry, registry_option
 from obm_format.container.reader import Defect
-from obm_format.errors import FormatError, ObmError
+from obm_format.errors import FormatError, ObmError, UsageError
 
 if TYPE_CHECKING:
     from obm_format.verify import Verification
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     "--key", "keys", metavar="FILE", multiple=True, type=InputPath(path_type=Path),
     help="Public keys to trust, instead of those in trusted_keys in OBM_HOME; implies --signature; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--mmap", "mapped", is_flag=True,
+    help="Hash the file through a memory map instead of reading it, which saves a copy. If the file shrinks meanwhile,"
+    " or the disk fails, the system kills the command (SIGBUS, status 135 in a shell) and nothing is reported.",
+)  # fmt: skip
 @registry_option
 @output.json_option
 @click.pass_context
@@ -44,6 +49,7 @@ def command(
     expected_id: str | None,
     signature: bool,
     keys: tuple[Path, ...],
+    mapped: bool,
     registry: str | None,
     as_json: bool,
 ) -> None:
@@ -54,11 +60,16 @@ def command(
 
     Example: obm verify sentiment.obm --base ./minilm
     """
+    from obm_format.remote import is_url
     from obm_format.verify import verify_expert
 
     path = expert_source(expert, registry)
+    if mapped and is_url(path):
+        raise UsageError("usage", "an address cannot be mapped", where=str(path), hint="leave out --mmap")
     with output.progress_bar() as progress:
-        result = verify_expert(path, base=base, deep=deep, expected_id=expected_id, refs=refs, progress=progress)
+        result = verify_expert(
+            path, base=base, deep=deep, expected_id=expected_id, refs=refs, mapped=mapped, progress=progress
+        )
     signed_by: list[str] = []
     if (signature or keys) and result.id is not None:
         signed_by = _signers(expert, result.id, keys, registry)

@@ -25,7 +25,7 @@ from harness import Row, machine, measure
 
 FAMILIES = {
     "kernel_cases": ("apply-4096x14336", "merge3-linear", "merge3-paper-math", "merge8-linear", "pack-4096x14336"),
-    "codec_cases": ("codec-xdelta", "codec-xdelta-bucket", "sign1-encode", "sign1-decode"),
+    "codec_cases": ("codec-xdelta", "codec-xdelta-bucket", "sign1-encode", "sign1-decode", "sign1-decode-fresh"),
     "verify_cases": ("verify", "verify-mapped", "header-50k"),
 }
 SCRIPTS = {

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Final
 
 from obm_format.errors import FormatError
 from obm_format.limits import Limits
+
+_PairsHook = Callable[[list[tuple[str, object]]], dict[str, object]]
 
 _MAX_INTEGER: Final = 2**53 - 1
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -48,6 +51,15 @@ def parse_canonical(text: str, limits: Limits, where: str) -> object:
         FormatError: `bad_encoding_of_text`, `json_depth`, `limit_exceeded`, `json_number`, `json_syntax`,
             `json_duplicate_key`.
     """
+    return _parse(text, limits, where, lambda pairs: _unique(pairs, where))
+
+
+def parse_to_compare(text: str, limits: Limits, where: str) -> object:
+    """As `parse_canonical`, but of a doubled key the last value: for a text that is then compared with its image."""
+    return _parse(text, limits, where, None)
+
+
+def _parse(text: str, limits: Limits, where: str, hook: _PairsHook | None) -> object:
     found = None if text.isascii() and text.isprintable() else _UNPRINTABLE.search(text)
     if found:
         raise FormatError(
@@ -60,7 +72,7 @@ def parse_canonical(text: str, limits: Limits, where: str) -> object:
     _check_count((text.count('"') - text.count('\\"')) // 4, limits, where)
     _check_skeleton(_STRING.sub(" ", text), limits, where)
     try:
-        value: object = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        value: object = json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         raise FormatError("json_syntax", error.msg, where=f"{where}, byte {error.pos}") from error
     if _UNUSUAL_ESCAPE.search(text.replace("\\\\", "")):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, cast
 
-from obm_format.container.canonical import encode_canonical, parse_canonical
+from obm_format.container.canonical import encode_canonical, parse_canonical, parse_to_compare
 from obm_format.container.collector import garbage_left_alone
 from obm_format.container.manifest import manifest_object, parse_manifest
 from obm_format.container.sources import Source
@@ -174,7 +174,7 @@ def _content(head: bytes, limits: Limits) -> _Content:
     if before:
         with suppress(FormatError, ValueError):
             text, _ = _JSON.raw_decode(header, before.end())
-            content = _interpret(text, limits)
+            content = _interpret(parse_to_compare(text, limits, "manifest"), limits)
             if _image(content.text, content.entries, version) == header:
                 return content
     return _content_in_order(header, version, limits)
@@ -185,15 +185,15 @@ def _content_in_order(header: str, version: str, limits: Limits) -> _Content:
     tree = parse_canonical(header.rstrip(" "), limits, "header")
     # The frame begins with a brace, so the root is an object, and with the key `__metadata__`.
     table = dict(cast(Mapping[str, object], tree))
-    content = _interpret(_manifest_text(table.pop("__metadata__")), limits)
+    text = _manifest_text(table.pop("__metadata__"))
+    content = _interpret(parse_canonical(text, limits, "manifest"), limits)
     check_table(table, content.entries)
     if _image(content.text, content.entries, version) != header:
         raise FormatError("not_canonical", "the header is not the canonical byte image of its content", where="header")
     return content
 
 
-def _interpret(text: str, limits: Limits) -> _Content:
-    tree = parse_canonical(text, limits, "manifest")
+def _interpret(tree: object, limits: Limits) -> _Content:
     manifest, pools = parse_manifest(tree, limits)
     entries = part_entries(manifest, limits)
     check_pools(pools, entries)

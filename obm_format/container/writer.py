@@ -28,7 +28,7 @@ from obm_format.model import POOL_NAMES, SUM_NBYTES, Manifest, Pool, TensorRecor
 if TYPE_CHECKING:
     from types import TracebackType
 
-_COPY_NBYTES: Final = 4 << 20
+_COPY_NBYTES: Final = 1 << 20
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 

@@ -90,10 +90,10 @@ def verify_expert(
 
 def backbone_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
     """How `backbone` differs from the backbone that `expert` names (obm-1 clauses 5.8, 10.3 and 10.4)."""
-    expected = _expected_tensors(expert)
+    expected = list(_expected_tensors(expert))
     for name in sorted(new_names(expert.manifest) & backbone.tensors.keys()):
         yield Defect(reason="base_tensor", where=name, detail="the expert says that the backbone has no such tensor")
-    for name, (spec, sha256) in expected.items():
+    for name, spec, sha256 in expected:
         found = backbone.tensors.get(name)
         if found is None or spec not in (None, found):
             wanted = "a tensor" if spec is None else _describe(spec)
@@ -103,7 +103,7 @@ def backbone_defects(expert: Expert, backbone: Checkpoint) -> Iterator[Defect]:
             yield Defect(reason="base_digest", where=name, detail="the backbone tensor has other bytes")
     if expert.manifest.kind is not Kind.TASK_VECTOR:
         return  # only a task vector speaks of every tensor
-    for name in sorted(backbone.tensors.keys() - expected.keys()):
+    for name in sorted(backbone.tensors.keys() - {name for name, _, _ in expected}):
         yield Defect(reason="backbone_mismatch", where=name, detail="the expert knows no such backbone tensor")
 
 
@@ -128,17 +128,20 @@ def _reference_defects(expert: Expert, references: References, path: str | Path)
         yield _defect(error, str(path))
 
 
-def _expected_tensors(expert: Expert) -> dict[str, tuple[TensorSpec | None, bytes | None]]:
-    """What an expert knows of its backbone's tensors: spec and digest by name, None where it does not say."""
-    expected: dict[str, tuple[TensorSpec | None, bytes | None]] = dict.fromkeys(expert.manifest.removed, (None, None))
+def _expected_tensors(expert: Expert) -> Iterator[tuple[str, TensorSpec | None, bytes | None]]:
+    """What an expert says of its backbone's tensors: name, spec and digest, None where it does not say.
+
+    Several records may speak of one tensor (obm-1 clause 5.4), and each has to be right.
+    """
+    for name in expert.manifest.removed:
+        yield name, None, None
     for record in expert.records.values():
         if record.base is not None:
-            expected[record.base.name] = (record.base, expert.digests(record.name).base)
+            yield record.base.name, record.base, expert.digests(record.name).base
     for name, target in expert.manifest.aliases:
         base = expert.records[target].base
         if base is not None:
-            expected[name] = (replace(base, name=name), expert.digests(target).base)
-    return expected
+            yield name, replace(base, name=name), expert.digests(target).base
 
 
 def _describe(spec: TensorSpec) -> str:

@@ -19,6 +19,7 @@ def relation_vectors() -> Iterator[Invalid]:
     yield from _prefixes()
     yield from _routers()
     yield from _new_names()
+    yield from _shared_counterparts()
     yield from _whole_backbones()
 
 
@@ -100,6 +101,15 @@ def _new_names() -> Iterator[Invalid]:
     yield with_base("base-has-added", "5.4", "base_tensor", draft, "one-and-new", checkpoint_bytes(more))
     draft = sound(_new("a"), fields={"alias": [["new", "a"]]})
     yield with_base("base-has-alias-of-added", "5.8", "base_tensor", draft, "one-and-new", checkpoint_bytes(more))
+
+
+def _shared_counterparts() -> Iterator[Invalid]:
+    """Two records of one backbone tensor, of which the first says what is not so."""
+    forged, other = _renamed("a", "w", "one"), _renamed("a", "w", "one")
+    forged.base = bytes(420)
+    yield with_base("base-digest-forged-of-two", "10.3", "base_digest", sound(forged, signs()), "one")
+    other.record["dtype"] = "F16"
+    yield with_base("base-dtype-other-of-two", "10.3", "base_tensor", sound(other, signs()), "one")
 
 
 def _whole_backbones() -> Iterator[Invalid]:

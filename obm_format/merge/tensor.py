@@ -231,7 +231,7 @@ class _Maker:
                 seen = self._merge_piece(matrix, applied, self._shares(operands, thinnings), out.reshape(shape))
             if seen is None or not seen.is_finite:
                 self._look(span, opened, out)
-            self._seen = span.stop
+            self._seen = max(self._seen, span.stop)  # a look may have read, and hashed, beyond it
             brought = [*zip(step.others, operands, strict=True)]
             if routed is not None and applied is not None:
                 brought.append((routed, applied))

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from obm_format.checkpoint import INDEX_SUFFIX, WEIGHTS
+from obm_format.checkpoint import INDEX_SUFFIX
 from obm_format.errors import UsageError
 from obm_format.model import TensorSpec
 
 SHARD_NBYTES = 5_000_000_000
-INDEX = f"model{INDEX_SUFFIX}"
+STEM = "model"  # of the files of a dense checkpoint, and of nothing else
+INDEX = f"{STEM}{INDEX_SUFFIX}"
 _ALIGNMENT = 8
 
 
@@ -45,12 +46,17 @@ class PlannedFile:
 
 
 def plan_files(
-    specs: Iterable[TensorSpec], *, shard_nbytes: int = SHARD_NBYTES, metadata: Mapping[str, str] | None = None
+    specs: Iterable[TensorSpec],
+    *,
+    stem: str = STEM,
+    shard_nbytes: int = SHARD_NBYTES,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[PlannedFile]:
     """The files for tensors: sorted by name, cut into files; in each, wide elements first, so that all are aligned.
 
     Args:
         specs: every tensor.
+        stem: what the names of the files begin with.
         shard_nbytes: most bytes of tensors in one file, but for single tensors above it.
         metadata: `__metadata__` of each file; transformers wants `format`.
 
@@ -58,14 +64,14 @@ def plan_files(
         UsageError: two tensors of one name (`duplicate_name`).
     """
     shards = _distribute(specs, shard_nbytes)
-    names = _file_names(len(shards))
+    names = _file_names(stem, len(shards))
     return [
         PlannedFile(name, _header(shard, metadata), tuple(shard)) for name, shard in zip(names, shards, strict=True)
     ]
 
 
 def index_json(files: Sequence[PlannedFile]) -> bytes:
-    """The bytes of `INDEX`, which says in which of several files a tensor lies."""
+    """The bytes of the index, which says in which of several files a tensor lies."""
     total = sum(spec.nbytes for file in files for spec in file.specs)
     placed = dict(sorted((spec.name, file.name) for file in files for spec in file.specs))
     return (json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2) + "\n").encode()
@@ -85,10 +91,10 @@ def _distribute(specs: Iterable[TensorSpec], shard_nbytes: int) -> list[list[Ten
     return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
 
 
-def _file_names(count: int) -> list[str]:
+def _file_names(stem: str, count: int) -> list[str]:
     if count == 1:
-        return [WEIGHTS]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
 def _header(specs: list[TensorSpec], metadata: Mapping[str, str] | None) -> bytes:

@@ -24,9 +24,9 @@ from typing import Self
 
 import numpy as np
 
-from obm_format.checkpoint import is_side_file
+from obm_format.checkpoint import INDEX_SUFFIX, is_side_file
 from obm_format.checkpoint_journal import JOURNAL, Entry, Journal, PageSums
-from obm_format.checkpoint_plan import INDEX, SHARD_NBYTES, PlannedFile, index_json, plan_files
+from obm_format.checkpoint_plan import SHARD_NBYTES, STEM, PlannedFile, index_json, plan_files
 from obm_format.errors import CheckpointError, UsageError, from_os_error
 from obm_format.kernels.words import Words, words_dtype
 from obm_format.model import TensorSpec
@@ -54,6 +54,7 @@ class CheckpointWriter:
     Args:
         target: the folder to make; it must not exist, or be empty.
         specs: every tensor that will be written.
+        stem: what the names of the files begin with; another one where they are no dense checkpoint.
         shard_nbytes: most bytes of tensors in one file, but for single tensors above it.
         metadata: `__metadata__` of each file; transformers wants `format`.
         binding: digest of all that decides the content of the tensors. With it, tensors that a killed process
@@ -70,13 +71,15 @@ class CheckpointWriter:
         target: Path,
         specs: Iterable[TensorSpec],
         *,
+        stem: str = STEM,
         shard_nbytes: int = SHARD_NBYTES,
         metadata: Mapping[str, str] | None = None,
         binding: str | None = None,
     ) -> None:
         self.target = Path(target)
         refuse_occupied(self.target)
-        self._files = plan_files(specs, shard_nbytes=shard_nbytes, metadata=metadata)
+        self._index = f"{stem}{INDEX_SUFFIX}"
+        self._files = plan_files(specs, stem=stem, shard_nbytes=shard_nbytes, metadata=metadata)
         self._placed = {place.spec.name: place for place in _places(self._files)}
         self._written = dict.fromkeys(self._placed, 0)
         self._descriptors: list[int] = []
@@ -199,7 +202,7 @@ class CheckpointWriter:
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
             if len(self._files) > 1:
-                _write_file(self._folder / INDEX, index_json(self._files))
+                _write_file(self._folder / self._index, index_json(self._files))
             for file in self._files:
                 (self._folder / (file.name + PART_SUFFIX)).rename(self._folder / file.name)
             if self._journal is not None:

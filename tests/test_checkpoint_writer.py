@@ -70,6 +70,20 @@ def test_order_of_writes_does_not_show(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.parametrize(("shard_nbytes", "count"), [(1000, 1), (1, 4)])
+def test_files_of_another_stem_read_back(tmp_path: Path, shard_nbytes: int, count: int) -> None:
+    with CheckpointWriter(tmp_path / "out", SPECS, stem="delta", shard_nbytes=shard_nbytes) as writer:
+        for name, words in WORDS.items():
+            writer.write(name, words)
+        writer.commit()
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert all(name.startswith("delta") for name in names)
+    assert len(names) == count + (count > 1)
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        for name, words in WORDS.items():
+            np.testing.assert_array_equal(checkpoint.words(name), words)
+
+
 def test_index_names_every_tensor_and_the_total(tmp_path: Path) -> None:
     write_all(tmp_path / "out", shard_nbytes=10)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

@@ -436,8 +436,9 @@ def compressed(tmp_path: Path, base: dict[str, Any], **options: object) -> tuple
 def test_expert_to_deltas_and_back(tmp_path: Path) -> None:
     base, expert = compressed(tmp_path, dict(tiny_llama(0)))
     report = convert_to("delta", expert, base, tmp_path / "deltas")
-    found, expected = load_file(tmp_path / "deltas" / "model.safetensors"), decoded(expert, base)
+    found, expected = load_file(tmp_path / "deltas" / "delta.safetensors"), decoded(expert, base)
     assert report.n_tensors == len(found) == len(expected)
+    assert not list((tmp_path / "deltas").glob("model*"))  # a name for dense checkpoints alone
     for name, values in expected.items():
         assert found[name].dtype == np.float32
         assert np.array_equal(found[name], values)
@@ -455,7 +456,7 @@ def test_scalars_and_empty_tensors_have_deltas_too(tmp_path: Path) -> None:
         tmp_path, {name: (DType.BF16, values) for name, values in tensors.items()}, position="none"
     )
     convert_to("delta", expert, base, tmp_path / "deltas")
-    found, expected = load_file(tmp_path / "deltas" / "model.safetensors"), decoded(expert, base)
+    found, expected = load_file(tmp_path / "deltas" / "delta.safetensors"), decoded(expert, base)
     assert found.keys() == {"scale", "one.weight"}
     assert {name: values.shape for name, values in found.items()} == {"scale": (), "one.weight": (1, 1)}
     assert all(found[name] == expected[name] for name in found)
@@ -473,7 +474,7 @@ def test_base_vector_of_an_rtvq_expert_is_found_beside_it_or_where_it_is_named(t
     assert caught.value.reason == "bad_reference"
     assert not (tmp_path / "none").exists()
     assert convert_to("delta", alone, base, tmp_path / "named", refs=[tmp_path / "rtvq" / "base.obm"]).n_tensors == 2
-    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("beside", "named")]
+    same = [(tmp_path / name / "delta.safetensors").read_bytes() for name in ("beside", "named")]
     assert same[0] == same[1]
 
 

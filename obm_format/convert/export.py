@@ -52,7 +52,7 @@ class ExportReport:
 
 
 def export_delta(expert: Expert, base: Checkpoint, out: Path, progress: Progress) -> ExportReport:
-    """Write the task vector as float32 deltas into a new folder, one tensor at a time.
+    """Write the task vector as float32 deltas, `delta*.safetensors` in a new folder, one tensor at a time.
 
     Args:
         expert: of kind task-vector.
@@ -77,7 +77,7 @@ def export_delta(expert: Expert, base: Checkpoint, out: Path, progress: Progress
         raise UsageError("usage", "the expert changes no tensor, so there is no delta", where=expert.id)
     specs = [TensorSpec(record.name, DType.F32, record.spec.shape) for record in records]
     done, total = 0, sum(spec.nbytes for spec in specs)
-    with CheckpointWriter(out, specs, metadata={"format": "pt"}) as writer:
+    with CheckpointWriter(out, specs, stem="delta", metadata={"format": "pt"}) as writer:
         for spec in specs:
             values = expert.values(spec.name, base.words(spec.name))
             writer.write(spec.name, np.asarray(values, order="C").view(np.uint32))

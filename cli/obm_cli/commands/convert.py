@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC", type=InputPath())
 @click.option("-o", "--output", "out", metavar="OUT", required=True, type=OutputPath(), help="What to write.")
 @click.option("--from", "from_kind", metavar="KIND", help="SRC is: delta, peft-lora or bitdelta.")
-@click.option("--to", "to_kind", metavar="KIND", help="SRC is an expert, OUT becomes: delta or bitdelta.")
+@click.option("--to", "to_kind", metavar="KIND", help="SRC is an expert; OUT: delta (folder) or bitdelta (file).")
 @click.option("--base", metavar="BASE", required=True, type=InputPath(), help="The backbone that SRC belongs to.")
 @click.option("--task", metavar="NAME", help="Name of the task, by which a route finds the expert.")
 @click.option("--encoding", metavar="E", help="A LoRA's matrices: sign1 [default] or raw.")

@@ -490,3 +490,68 @@ def test_planes_are_at_least_one_and_only_of_signs(tmp_path: Path) -> None:
         expert.values("w", planes=0)
     other = one(tmp_path / "y.obm", TUNED, BASE, affine.encode(D, bits=4, rows=8))
     np.testing.assert_array_equal(other.values("w", planes=1), other.values("w"))
+
+
+# --- into arrays that exist -------------------------------------------------------------------------------
+
+ROW_RANGES = (None, slice(0, 8), slice(3, 6), slice(7, 8), slice(2, 2))
+
+
+def same_into(expert: Expert, base: Words | None, rows: slice | None) -> Float32:
+    """What `values` gives, after it was found in an array full of NaN too."""
+    expected = expert.values("w", base, rows)
+    out = np.full(expected.shape, np.nan, np.float32)
+    assert expert.values("w", base, rows, out=out) is out
+    assert np.array_equal(out.view(np.uint32), expected.view(np.uint32))
+    return out
+
+
+@pytest.mark.parametrize("rows", ROW_RANGES)
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_approximate_values_are_written_where_asked(tmp_path: Path, name: str, rows: slice | None) -> None:
+    with one(tmp_path / "x.obm", TUNED, BASE, APPROXIMATE[name]) as expert:
+        same_into(expert, None, rows)
+
+
+@pytest.mark.parametrize("rows", ROW_RANGES)
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_differences_are_written_where_asked(tmp_path: Path, name: str, rows: slice | None) -> None:
+    mode, encoded = EXACT[name]
+    with one(tmp_path / "x.obm", TUNED, BASE, encoded, mode) as expert:
+        assert np.array_equal(same_into(expert, BASE, rows), D[rows or slice(None)])
+
+
+def test_added_and_unchanged_tensors_are_written_too(tmp_path: Path) -> None:
+    with one(tmp_path / "a.obm", TUNED, None, raw.encode(TUNED, BF16), Mode.ADDED) as expert:
+        assert np.array_equal(same_into(expert, None, None), to_float32(TUNED, BF16))
+
+
+@pytest.mark.parametrize("rows", [None, slice(0, 6), slice(4, 8), slice(6, 8)])
+def test_grown_rows_are_written_behind_the_others(tmp_path: Path, rows: slice | None) -> None:
+    encoded = with_tail(sign1.encode(D[:6], ROW, rows=6, kernels=KERNELS), TUNED[6:])
+    with one(tmp_path / "x.obm", TUNED, BASE[:6], encoded) as expert:
+        same_into(expert, None, rows)
+
+
+def test_part_of_a_matrix_that_no_byte_begins_is_written_alone(tmp_path: Path) -> None:
+    encoded = sign1.encode(D, AlphaChoice(), rows=1, kernels=KERNELS)
+    with one(tmp_path / "x.obm", TUNED.reshape(64, 3), BASE.reshape(64, 3), encoded) as expert:
+        for rows in (slice(1, 2), slice(5, 20), slice(8, 16)):
+            same_into(expert, None, rows)
+
+
+@pytest.mark.parametrize("kind", ["dtype", "shape", "order", "read-only"])
+@pytest.mark.parametrize("name", ["sign1", "raw"])
+def test_other_arrays_are_refused_and_stay_as_they_are(tmp_path: Path, name: str, kind: str) -> None:
+    wrong = {
+        "dtype": np.ones((8, 24), np.float64),
+        "shape": np.ones((24, 8), np.float32),
+        "order": np.ones((8, 24), np.float32, order="F"),
+        "read-only": np.ones((8, 24), np.float32),
+    }[kind]
+    wrong.flags.writeable = kind != "read-only"
+    with one(tmp_path / "x.obm", TUNED, BASE, APPROXIMATE[name]) as expert:
+        with pytest.raises(UsageError) as caught:
+            expert.values("w", out=wrong)
+        assert (caught.value.reason, caught.value.where) == ("bad_shape", "out")
+    assert (wrong == 1).all()

@@ -52,7 +52,13 @@ _VALUE_DECODERS: Mapping[type[Params], _ValueDecoder] = {
 
 
 def decode_values(
-    record: TensorRecord, parts: PartReader, span: Span, *, kernels: Kernels, reference: Float32 | None = None
+    record: TensorRecord,
+    parts: PartReader,
+    span: Span,
+    *,
+    kernels: Kernels,
+    reference: Float32 | None = None,
+    out: Float32 | None = None,
 ) -> Float32:
     """The task vector values of an approximate record.
 
@@ -62,9 +68,10 @@ def decode_values(
         span: elements of what the encoding covers.
         kernels: unpacks signs.
         reference: for `rtvq`, the values of the base vector in `span`, flat.
+        out: float32[span.size], C-contiguous, which is written and returned; None: a new array.
 
     Returns:
-        float32[span.size]; read-only for `zero`.
+        float32[span.size]; without `out` read-only for `zero`.
 
     Raises:
         FormatError: what the codec finds.
@@ -73,6 +80,18 @@ def decode_values(
     """
     if not span.size:
         return np.zeros(0, dtype=np.float32)
+    if out is not None and isinstance(record.params, SignParams):
+        return sign1.decode(record, parts, span, kernels, out)
+    values = _new_values(record, parts, span, kernels, reference)
+    if out is None:
+        return values
+    np.copyto(out, values)
+    return out
+
+
+def _new_values(
+    record: TensorRecord, parts: PartReader, span: Span, kernels: Kernels, reference: Float32 | None
+) -> Float32:
     if isinstance(record.params, RtvqParams):
         if reference is None:
             raise UsageError("usage", "rtvq needs the values of its base vector", where=record.name)

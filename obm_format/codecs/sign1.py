@@ -64,8 +64,10 @@ def operand(record: TensorRecord, parts: PartReader) -> SignOperand:
     return _window_operand(record, params, parts, window(columns(record, params.rows), whole(record)))
 
 
-def decode(record: TensorRecord, parts: PartReader, span: Span, kernels: Kernels) -> Float32:
-    """The float32 values of `span`, flat.
+def decode(
+    record: TensorRecord, parts: PartReader, span: Span, kernels: Kernels, out: Float32 | None = None
+) -> Float32:
+    """The float32 values of `span`, flat: in `out`, float32[span.size] and C-contiguous, or in a new array.
 
     Raises:
         FormatError: `bad_alpha`, `pad_bits_set`, `bad_plane`.
@@ -74,7 +76,14 @@ def decode(record: TensorRecord, parts: PartReader, span: Span, kernels: Kernels
     params = _params(record)
     align = params.alpha.group if params.alpha.granularity is Granularity.GROUP else 8
     view = window(columns(record, params.rows), span, align)
-    return view.crop(kernels.sign_values(_window_operand(record, params, parts, view)), span)
+    operand = _window_operand(record, params, parts, view)
+    if out is not None and view.rows * view.width == span.size:
+        return kernels.sign_values(operand, out.reshape(operand.shape)).reshape(-1)
+    values = view.crop(kernels.sign_values(operand), span)
+    if out is None:
+        return values
+    np.copyto(out, values)
+    return out
 
 
 def check_pad(bits: Bytes, cols: int, where: str) -> None:

@@ -34,6 +34,7 @@ from obm_format.kernels.contract import (
     check_pack,
     check_pair,
     check_same_words,
+    check_values_output,
     check_weights,
 )
 from obm_format.kernels.words import Float32, Words, first_not_finite
@@ -81,10 +82,15 @@ class DeviceKernels:
         bits, s1, s2 = self._kernels.pack(*tensors, bounds)
         return _array(bits), s1, s2
 
-    def sign_values(self, operand: SignOperand) -> Float32:
+    def sign_values(self, operand: SignOperand, out: Float32 | None = None) -> Float32:
         """See `Kernels.sign_values`."""
         check_operand(operand, operand.shape, "operand")
-        return _array(self._kernels.sign_values(place_sign(operand, self._upload)))
+        values = _array(self._kernels.sign_values(place_sign(operand, self._upload)))
+        if out is None:
+            return values
+        check_values_output(out, operand.shape)
+        out[...] = values
+        return out
 
     def merge(  # noqa: PLR0913 - a merge has this many parts
         self,

@@ -153,6 +153,18 @@ def is_base_vector(found: TensorRecord, record: TensorRecord) -> bool:
     return isinstance(found.params, AffineParams | ZeroParams) and found.encoded_shape == record.encoded_shape
 
 
+def other_bytes(name: str, expected: bytes | None, got: bytes) -> BackboneMismatch:
+    """What to raise for a backbone tensor whose bytes have another digest than the record's."""
+    return BackboneMismatch(
+        "base_digest",
+        "the backbone tensor has other bytes than the expert was made against",
+        where=name,
+        expected=expected.hex() if expected else None,
+        got=got.hex(),
+        hint="use the backbone that `obm inspect` names",
+    )
+
+
 def other_tensor(record: TensorRecord, got: str) -> BackboneMismatch:
     """The error for a backbone tensor of another dtype or shape than the record's."""
     base = record.base

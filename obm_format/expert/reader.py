@@ -7,7 +7,8 @@ exact tensors after they are rebuilt. Never merges experts. Source: obm-1 clause
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self
 
@@ -17,7 +18,8 @@ from obm_format.codecs import catalogue, sign1
 from obm_format.codecs.base import Span, check_finite, empty, read_words, whole
 from obm_format.container.header import Header
 from obm_format.container.reader import Container, Defect, RecordDigests
-from obm_format.errors import BackboneMismatch, FormatError, ObmError, UsageError
+from obm_format.errors import FormatError, ObmError, UsageError
+from obm_format.expert.deep import tensor_defects
 from obm_format.expert.parts import (
     RecordParts,
     RowCut,
@@ -25,18 +27,25 @@ from obm_format.expert.parts import (
     first_planes,
     is_base_vector,
     matrix_shape,
+    other_bytes,
     other_tensor,
 )
 from obm_format.kernels import select_kernels
-from obm_format.kernels.contract import Combine, ExactOperand, Kernels, Operand, ValueOperand, ZeroOperand
+from obm_format.kernels.contract import (
+    Combine,
+    ExactOperand,
+    Kernels,
+    Operand,
+    ValueOperand,
+    ZeroOperand,
+    check_values_output,
+)
 from obm_format.kernels.words import Float32, Words, to_float32, words_dtype
 from obm_format.model import (
     Attachment,
     DType,
     Kind,
     Manifest,
-    Mode,
-    RawParams,
     RtvqParams,
     SignParams,
     TensorRecord,
@@ -152,6 +161,7 @@ class Expert:
         *,
         planes: int | None = None,
         base_checked: bool = False,
+        out: Float32 | None = None,
     ) -> Float32:
         """The task vector of a tensor, or of some of its rows.
 
@@ -161,33 +171,30 @@ class Expert:
             rows: rows along the first dimension; None: all.
             planes: read the bits of these first planes of `sign1` alone; other encodings have none. None: all.
             base_checked: see the class.
+            out: C-contiguous float32[rows, *shape[1:]], which is written and returned: memory that is used again costs
+                less than new. None: a new array.
 
         Returns:
-            float32[rows, *shape[1:]]; read-only where a tensor did not change.
+            float32[rows, *shape[1:]]; without `out` read-only where a tensor did not change.
 
         Raises:
             FormatError: what the parts' digests and the codecs find; `not_finite`.
             BackboneMismatch: `base_tensor`, `base_digest`.
             UsageError: `usage`, a backbone tensor is needed, or less than one plane asked for; `bad_shape`, the
-                tensor was replaced by one of another shape; `unsupported_dtype`.
+                tensor was replaced by one of another shape, or `out` does not fit; `unsupported_dtype`.
         Source: obm-1 clauses 6.6 and 9.2.
         """
         record = first_planes(self._record(name), planes)
         cut = cut_rows(record, rows)
+        if out is not None:
+            check_values_output(out, cut.shape)
         if not record.is_exact:
-            return self._approximate(record, cut).reshape(cut.shape)
-        if record.base is None:
-            return to_float32(self._words(record, cut, None), record.spec.dtype).reshape(cut.shape)
-        flat = self._base(record, base, base_checked)
-        if record.encoded_shape != record.base.shape:
-            raise UsageError("bad_shape", "the tensor has another shape than the backbone's", where=name)
-        words = self._words(record, cut, flat)
-        old, head = flat[cut.covered.start : cut.covered.stop], words[: cut.covered.size]
-        delta = self._kernels.subtract(head, record.spec.dtype, old, record.base.dtype)
-        check_finite(delta.view(np.uint32), DType.F32, name)  # obm-1 clause 9.2
-        if cut.tail.size:
-            delta = np.concatenate((delta, to_float32(words[cut.covered.size :], record.spec.dtype)))
-        return delta.reshape(cut.shape)
+            return self._approximate(record, cut, out)
+        found = self._difference(record, cut, base, base_checked).reshape(cut.shape)
+        if out is None:
+            return found
+        np.copyto(out, found)
+        return out
 
     def operand(
         self,
@@ -299,7 +306,7 @@ class Expert:
         covered = record.encoded_numel
         if covered:
             view = matrix_shape(record, record.params.rows if isinstance(record.params, SignParams) else None)
-            (kernels or self._kernels).merge(
+            (kernels or self.kernels).merge(
                 old.reshape(view),
                 record.base.dtype,
                 self._addend(record),
@@ -332,14 +339,7 @@ class Expert:
             raise other_tensor(record, f"{spec.dtype.name}{list(spec.shape)}")
         expected = self.container.digests(record).base
         if expected != sha256:
-            raise BackboneMismatch(
-                "base_digest",
-                "the backbone tensor has other bytes than the expert was made against",
-                where=name,
-                expected=expected.hex() if expected else None,
-                got=sha256.hex(),
-                hint="use the backbone that `obm inspect` names",
-            )
+            raise other_bytes(name, expected, sha256)
 
     def verify(
         self,
@@ -373,12 +373,13 @@ class Expert:
             base_checked: the digests of all that `base` gives have been checked.
         """
         # Tensors first: what they read by its sums is not hashed once more. A wrong sum is found on both ways.
-        return list(dict.fromkeys([*self._deep_defects(base, base_checked), *self.container.sum_defects()]))
+        return list(dict.fromkeys([*tensor_defects(self, base, base_checked), *self.container.sum_defects()]))
 
     # --- inside ---------------------------------------------------------------------------------------------
 
     @property
-    def _kernels(self) -> Kernels:
+    def kernels(self) -> Kernels:
+        """The arithmetic."""
         if self._chosen is None:
             self._chosen = select_kernels()
         return self._chosen
@@ -400,17 +401,39 @@ class Expert:
             self.check_base(record.name, record.base, _sha256(flat))
         return flat
 
-    def decode(self, record: TensorRecord, span: Span, parts: RecordParts | None = None) -> Float32:
-        """The float32 values of some flat elements of an approximate record; `parts`: those it is read through."""
+    def decode(
+        self, record: TensorRecord, span: Span, parts: RecordParts | None = None, *, out: Float32 | None = None
+    ) -> Float32:
+        """The float32 values of flat elements of an approximate record, read through `parts`, in `out` if given."""
         parts = parts or RecordParts(self.container, record)
         reference = self._reference(record, record.params, span) if isinstance(record.params, RtvqParams) else None
-        return catalogue.decode_values(record, parts, span, kernels=self._kernels, reference=reference)
+        return catalogue.decode_values(record, parts, span, kernels=self.kernels, reference=reference, out=out)
 
-    def _approximate(self, record: TensorRecord, cut: RowCut) -> Float32:
-        values = self.decode(record, cut.covered)
-        if not cut.tail.size:
-            return values
-        return np.concatenate((values, to_float32(self._tail(record, cut), record.spec.dtype)))
+    def _approximate(self, record: TensorRecord, cut: RowCut, out: Float32 | None) -> Float32:
+        if out is None and not cut.tail.size:
+            return self.decode(record, cut.covered).reshape(cut.shape)
+        if out is None:
+            out = empty(math.prod(cut.shape), np.float32).reshape(cut.shape)
+        flat, covered = out.reshape(-1), cut.covered.size
+        self.decode(record, cut.covered, out=flat[:covered])
+        if cut.tail.size:
+            flat[covered:] = to_float32(self._tail(record, cut), record.spec.dtype)
+        return out
+
+    def _difference(self, record: TensorRecord, cut: RowCut, base: Words | None, checked: bool) -> Float32:
+        """The flat task vector of some rows of an exact record (obm-1 clause 9.2)."""
+        if record.base is None:
+            return to_float32(self._words(record, cut, None), record.spec.dtype)
+        flat = self._base(record, base, checked)
+        if record.encoded_shape != record.base.shape:
+            raise UsageError("bad_shape", "the tensor has another shape than the backbone's", where=record.name)
+        words = self._words(record, cut, flat)
+        old, head = flat[cut.covered.start : cut.covered.stop], words[: cut.covered.size]
+        delta = self.kernels.subtract(head, record.spec.dtype, old, record.base.dtype)
+        check_finite(delta.view(np.uint32), DType.F32, record.name)  # obm-1 clause 9.2
+        if cut.tail.size:
+            delta = np.concatenate((delta, to_float32(words[cut.covered.size :], record.spec.dtype)))
+        return delta
 
     def _words(self, record: TensorRecord, cut: RowCut, base: Words | None) -> Words:
         """The flat words of some rows of an exact record; the digest of all of them when they are all."""
@@ -469,29 +492,6 @@ class Expert:
                 got=other.id,
             )
         return other.decode(found, span)
-
-    def _deep_defects(self, base: Callable[[str], Words] | None, base_checked: bool) -> Iterator[Defect]:
-        for record in self.manifest.tensors:
-            try:
-                self._check_deeply(record, base, base_checked)
-            except ObmError as error:
-                yield Defect(reason=error.reason, where=error.where or record.name, detail=str(error))
-
-    def _check_deeply(self, record: TensorRecord, base: Callable[[str], Words] | None, base_checked: bool) -> None:
-        missing = isinstance(record.params, RtvqParams) and self.manifest.refs[record.params.ref] not in self._refs
-        if base is not None and record.base is not None and record.has_difference:
-            self.values(record.name, base(record.base.name), base_checked=base_checked)
-        elif record.mode is not Mode.DELTA and isinstance(record.params, RawParams):
-            self.exact(record.name)
-        elif record.base is None:
-            self.rebuild(record.name)
-        elif base is not None and not missing:
-            self.rebuild(record.name, base(record.base.name), base_checked=base_checked)
-        elif isinstance(record.params, RtvqParams) and not missing:
-            self.values(record.name)
-        else:
-            catalogue.check(record, RecordParts(self.container, record), self._kernels)
-            self.tail(record.name)
 
 
 def _sha256(flat: Words) -> bytes:

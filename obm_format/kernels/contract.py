@@ -201,8 +201,16 @@ class Kernels(Protocol):
         """
         ...
 
-    def sign_values(self, operand: SignOperand) -> Float32:
-        """The decoded values of `operand`, float32[rows, cols] (obm-1 clause 6.6)."""
+    def sign_values(self, operand: SignOperand, out: Float32 | None = None) -> Float32:
+        """The decoded values of a sign operand (obm-1 clause 6.6).
+
+        Args:
+            operand: bits and alphas.
+            out: C-contiguous float32[rows, cols], which is written and returned; None: a new array.
+
+        Raises:
+            UsageError: operand or output do not fit (`bad_shape`).
+        """
         ...
 
     def merge(  # noqa: PLR0913 - a merge has this many parts
@@ -350,6 +358,13 @@ def check_output(out: Words, out_dtype: DType, shape: tuple[int, ...]) -> None:
     check_words(out, out_dtype, "out")
     if out.shape != tuple(shape) or not out.flags.writeable:
         raise _shape("out", f"writable {shape}", out.shape)
+
+
+def check_values_output(out: Float32, shape: tuple[int, ...]) -> None:
+    """Refuse an output that is not C-contiguous float32 in `shape`, or that cannot be written."""
+    fits = out.dtype == np.float32 and out.shape == tuple(shape)
+    if not (fits and out.flags.c_contiguous and out.flags.writeable):
+        raise _shape("out", f"writable C-contiguous float32{shape}", f"{out.dtype}{out.shape}")
 
 
 def check_weights(others: Sequence[Combined], weights: Sequence[float]) -> None:

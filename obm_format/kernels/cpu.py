@@ -44,6 +44,7 @@ from obm_format.kernels.contract import (
     check_pack,
     check_pair,
     check_same_words,
+    check_values_output,
     check_weights,
     combined_is_absent,
 )
@@ -131,10 +132,11 @@ class NumbaKernels:
         self._share(len(groups), base.size, work)
         return bits, *add_in_order(runs, groups, len(bounds) - 1)
 
-    def sign_values(self, operand: SignOperand) -> Float32:
+    def sign_values(self, operand: SignOperand, out: Float32 | None = None) -> Float32:
         """See `Kernels.sign_values`."""
         check_operand(operand, operand.shape, "operand")
-        values = np.empty(operand.shape, np.float32)
+        values = np.empty(operand.shape, np.float32) if out is None else out
+        check_values_output(values, operand.shape)
         self._values(operand, None, DType.F32, values)
         return values
 

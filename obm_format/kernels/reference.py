@@ -33,6 +33,7 @@ from obm_format.kernels.contract import (
     check_pack,
     check_pair,
     check_same_words,
+    check_values_output,
     check_weights,
     combined_is_absent,
 )
@@ -84,10 +85,15 @@ class ReferenceKernels:
         d = self.subtract(tuned, tuned_dtype, base, base_dtype)
         return self.pack_signs(d), *self.group_sums(d.reshape(-1), bounds)
 
-    def sign_values(self, operand: SignOperand) -> Float32:
+    def sign_values(self, operand: SignOperand, out: Float32 | None = None) -> Float32:
         """See `Kernels.sign_values`."""
         check_operand(operand, operand.shape, "operand")
-        return _sign_values(operand, slice(None))
+        values = _sign_values(operand, slice(None))
+        if out is None:
+            return values
+        check_values_output(out, operand.shape)
+        np.copyto(out, values)
+        return out
 
     def merge(  # noqa: PLR0913 - a merge has this many parts
         self,

@@ -258,8 +258,11 @@ def test_subtract_and_pack_and_decode_equal_the_reference(fast: Kernels, shape: 
     assert np.array_equal(fast.pack_signs(d), REFERENCE.pack_signs(d))
     for planes, group in ((1, 0), (3, -1), (2, 8)):
         operand = maker.sign(shape, planes=planes, group=group, zeros=True)
-        decoded, expected = fast.sign_values(operand), REFERENCE.sign_values(operand)
-        assert np.array_equal(decoded.view(np.uint32), expected.view(np.uint32))
+        expected = REFERENCE.sign_values(operand)
+        for out in (None, np.full(shape, np.nan, np.float32)):
+            decoded = fast.sign_values(operand, out)
+            assert out is None or decoded is out
+            assert np.array_equal(decoded.view(np.uint32), expected.view(np.uint32))
 
 
 def test_subtract_takes_tensors_of_any_rank(fast: Kernels) -> None:

@@ -37,7 +37,7 @@ def test_there_and_back(folder: Path, capfd: pytest.CaptureFixture[str]) -> None
     capfd.readouterr()
     assert main(["convert", "x.obm", "-o", "back", "--to", "delta", "--base", "base", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["n_tensors"] == 1
-    found = load_file(folder / "back" / "model.safetensors")
+    found = load_file(folder / "back" / "delta.safetensors")
     assert np.array_equal(found["a.weight"], np.arange(6).reshape(2, 3))
 
 

@@ -26,7 +26,7 @@ from obm_format.container.names import (
     check_tensor_name,
     grammatical,
 )
-from obm_format.container.records import parse_record, record_object
+from obm_format.container.records import RecordParser, record_object
 from obm_format.container.router import check_router
 from obm_format.errors import FormatError
 from obm_format.limits import Limits
@@ -120,7 +120,8 @@ def _tensors(fields: Fields, limits: Limits) -> tuple[TensorRecord, ...]:
             expected=f"at most {limits.tensors}",
             got=count,
         )
-    return tuple([parse_record(item, f"tensors[{index}]", limits) for index, item in enumerate(items)])
+    records = RecordParser(limits)
+    return tuple([records.parse(item, f"tensors[{index}]") for index, item in enumerate(items)])
 
 
 def _backbone(fields: Fields) -> BackboneId:

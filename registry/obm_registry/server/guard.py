@@ -61,20 +61,9 @@ class Guard:
             return
         began = time.perf_counter()
         status = [0]
-        idle, whole = self._server.ceilings.idle_s, [False]
+        idle = self._server.ceilings.idle_s
         # the HTTP server may have dropped a length that contradicts the chunks, so nothing is read behind them
         closes = any(name.lower() == b"transfer-encoding" for name, _ in scope["headers"])
-
-        async def patient_receive() -> Message:
-            if whole[0]:  # whoever asks on only wants to know when the other side hangs up
-                return await receive()
-            try:
-                async with asyncio.timeout(idle):
-                    message = await receive()
-            except TimeoutError as error:
-                raise Stalled(idle) from error
-            whole[0] = not message.get("more_body", False)
-            return message
 
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -93,7 +82,7 @@ class Guard:
                 reply = error_reply(refusal, headers={"Connection": "close"})
                 await reply(scope, receive, marked_send)
             else:
-                await self._app(scope, patient_receive, marked_send)
+                await self._app(scope, _patient(receive, idle), marked_send)
         finally:
             seconds = time.perf_counter() - began
             path = printable(scope["path"], 300)
@@ -140,6 +129,29 @@ def _bad_request(message: str, where: str) -> RegistryError:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _patient(receive: Receive, idle_s: float) -> Receive:
+    """A receive that waits no longer than this for each piece of a body.
+
+    Raises:
+        Stalled: nothing came.
+    """
+    is_whole = False
+
+    async def next_message() -> Message:
+        nonlocal is_whole
+        if is_whole:  # whoever asks on only wants to know when the other side hangs up
+            return await receive()
+        try:
+            async with asyncio.timeout(idle_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise Stalled(idle_s) from error
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return next_message
 
 
 def _marked(headers: Iterable[tuple[bytes, bytes]], path: str, *, closes: bool) -> list[tuple[bytes, bytes]]:

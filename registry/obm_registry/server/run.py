@@ -110,12 +110,13 @@ class _HttpServer(GranianServer):
     def _init_shared_socket(self) -> None:
         super()._init_shared_socket()  # type: ignore[no-untyped-call]
         own: Any = self
+        if not hasattr(socket, "TCP_USER_TIMEOUT") or not (hasattr(own, "_shd") and hasattr(own, "_ssp")):
+            return  # where granian keeps its parts elsewhere, all stays as it is
         own._shd, own._ssp = own._shd or own._ssp.build(), None
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            with socket.socket(fileno=os.dup(own._shd.get_fd())) as listening:
-                # connections inherit it
-                idle_ms = own.http1_settings.header_read_timeout
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, idle_ms)
+        with socket.socket(fileno=os.dup(own._shd.get_fd())) as listening:
+            # connections inherit it
+            idle_ms = own.http1_settings.header_read_timeout
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, idle_ms)
 
 
 async def _run(http: GranianServer, address: str, port: int, ready: Callable[[], None]) -> None:

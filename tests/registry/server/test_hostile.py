@@ -14,6 +14,7 @@ import pytest
 from registry_server import START, RunningServer, digest_of, image, push_blob, push_image, put_manifest, running_server
 
 from obm_registry.manifest.oci import MAX_DESCRIPTORS
+from obm_registry.server import run
 from obm_registry.server.home import open_home
 from obm_registry.service.blobs import put_blob
 
@@ -246,6 +247,13 @@ def test_s16_who_stops_reading_is_dropped(impatient: RunningServer, lines: tuple
                 received += len(chunk)
     assert received < len(data)
     assert "Traceback" not in impatient.log.read_text()
+
+
+def test_s16_a_server_whose_parts_have_other_names_starts_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.GranianServer, "_init_shared_socket", lambda _: None)
+    http = object.__new__(run._HttpServer)
+    http._init_shared_socket()
+    assert vars(http) == {}
 
 
 def test_a_broken_connection_keeps_what_came(server: RunningServer, repo: str) -> None:

@@ -72,7 +72,7 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
     Args:
         source: the file.
         checks: parts in file order, without holes between them.
-        collect: find all defects; otherwise stop after the first, in file order.
+        collect: find all defects; otherwise stop after the first neighbours that have any.
         progress: told the bytes done, from the threads that hash; may raise to stop.
 
     Returns:
@@ -84,7 +84,7 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
     meter = _Meter(progress, sum(check.part.padded_nbytes for check in checks))
     runs, pages = list(_runs(checks)), _Pages()
     if len(runs) == 1:
-        return _verify_run(source, runs[0], meter, pages)[: None if collect else 1]
+        return _verify_run(source, runs[0], meter, pages)
     defects: list[Defect] = []
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="obm-verify")
     try:
@@ -94,7 +94,7 @@ def verify_parts(source: Source, checks: Sequence[Check], *, collect: bool, prog
         for place in range(len(runs)):
             defects += jobs[place].result()
             if defects and not collect:
-                return defects[:1]
+                break
     finally:
         pool.shutdown(cancel_futures=True)
     return defects

@@ -278,6 +278,17 @@ def test_verify_collects_all_defects_in_file_order(large: Path) -> None:
         assert [d.where for d in container.verify()] == ["big#data"]
 
 
+def test_verify_tells_the_first_of_several_defects_that_lie_together() -> None:
+    with Container.open(sample()) as container:
+        parts = [part for name, part in container.header.parts.items() if "#bits" in name][:2]
+    data = bytearray(sample())
+    for part in parts:
+        data[part.offset] ^= 1
+    with Container.open(bytes(data)) as container:
+        assert [d.where for d in container.verify(collect=True)] == [part.name for part in parts]
+        assert [d.where for d in container.verify()] == [parts[0].name]
+
+
 def test_verify_damaged_digest_pool_is_the_one_defect() -> None:
     with Container.open(sample()) as container:
         offset = container.header.parts["#digests"].offset
